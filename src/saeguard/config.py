@@ -1,0 +1,76 @@
+"""`FitConfig`: every choice of `fit`, with its default and its help text, and the presets.
+
+The command line is generated from these fields: a choice is written down once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from saeguard.calibration import Conformal, Method, Percentile
+from saeguard.clamp import ClampKind
+from saeguard.gate import Mean, Moment
+from saeguard.guardrail import Action
+from saeguard.sae.slim import TopKMode
+from saeguard.selection import SelectionRule
+
+GateChoice = Literal["auto", "density", "evidence", "probe"]
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a guardrail is fitted. The defaults are the preset `default`."""
+
+    name: str = option("forget", "name of the rule, shown in verdicts")
+    n: int = option(40, "features selected")
+    p_ratio: float = option(95.0, "percentile of the importance ratio that a feature must reach")
+    score: Literal["second_moment", "squared_mean"] = option("second_moment", "feature score: the paper's, or its code's")
+    retain: Literal["worst", "pooled"] = option("worst", "retain score over several corpora")
+    floor: float = option(1e-4, "smallest retain score in the ratio, relative to the largest")
+    gate: GateChoice = option("auto", "what decides; auto: evidence, unless another is better beyond its interval")
+    prior: float = option(8.0, "tokens of score 0 added to the running mean, so that the first tokens decide little")
+    moment: Moment = option("running", "decide at every token, or once for all tokens of a forward pass (the paper)")
+    latch: bool = option(True, "once triggered, triggered to the end")
+    alpha: float = option(0.05, "false positives allowed in each retain corpus (conformal threshold)")
+    p_dyn: float | None = option(None, "use this percentile of the retain statistics instead of alpha (the paper: 95)")
+    clamp: ClampKind = option("dense", "at hot tokens clamp all features, or only the active ones")
+    strength: float = option(2.0, "clamp value in units of the median residual norm")
+    c: float | None = option(None, "clamp value in units of feature activation instead of --strength (the paper: 500)")
+    action: Action = option("clamp", "what a trigger does")
+    lengths: tuple[int, ...] = option((24, 48, 128), "tokens of the windows that text is cut into")
+    chat: bool | None = option(None, "wrap every other document in the chat template; default: where there is one")
+    sample: int = option(60_000, "tokens kept of each corpus for fitting and calibrating gates")
+    quarantine: bool = option(True, "leave out retain text that looks like the topic, and the reverse; it is listed")
+    topk: TopKMode = option("exact", "TopK SAEs: carry the whole encoder, or fixed thresholds with measured agreement")
+    as_authors: bool = option(False, "round and count exactly as the authors' code does")
+    seed: int = option(0, "seed of everything random")
+
+    @property
+    def selection(self) -> SelectionRule:
+        """The selection rule."""
+        return SelectionRule(self.n, self.p_ratio, self.score, self.retain, self.floor, self.as_authors)
+
+    @property
+    def method(self) -> Method:
+        """The calibration method."""
+        return Conformal(self.alpha) if self.p_dyn is None else Percentile(self.p_dyn)
+
+    @property
+    def accumulator(self) -> Mean:
+        """The gate's accumulator."""
+        return Mean(self.prior)
+
+
+PRESETS: dict[str, FitConfig] = {
+    "default": FitConfig(),
+    "paper": replace(
+        FitConfig(), n=20, score="squared_mean", retain="pooled", gate="density", prior=0.0, moment="block",
+        p_dyn=95.0, clamp="dense", c=500.0, lengths=(1024,), chat=False, quarantine=False, as_authors=True,
+    ),
+}  # fmt: skip

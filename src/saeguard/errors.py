@@ -1,0 +1,109 @@
+"""Every error a user can meet, and nothing else.
+
+    GuardrailError                      anything this package refuses
+    ├── CorpusError                     text that cannot be read or used
+    │   ├── CorpusOverlapError          one text is both to be forgotten and to be kept
+    │   └── TooFewSequencesError        not enough text for the promise asked for
+    ├── ModelError                      a model this package cannot work on
+    │   ├── LayerError                  a layer that the model does not have
+    │   └── NonFiniteError              NaN or infinite activations
+    ├── SAEError                        an SAE that cannot be read
+    │   └── SAEMismatchError            an SAE that does not belong to this model and layer
+    ├── SelectionError                  too few features survive
+    ├── AttachError                     a guardrail that cannot act as calibrated: it refuses to run
+    ├── ArtifactError                   a guardrail folder that cannot be used
+    │   ├── ArtifactDamagedError        missing, truncated or altered files
+    │   ├── ArtifactVersionError        written in a format this version does not read
+    │   └── ArtifactMismatchError       made for another model, tokenizer or layer
+    ├── MergeError                      guardrails that cannot become one
+    ├── DownloadError                   a file that could not be fetched whole
+    └── UsageError                      wrong use of the command line
+
+Errors raised by `mismatch` carry what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+
+class GuardrailError(Exception):
+    """Base of all errors; `found` and `expected` are set where they make sense."""
+
+    found: Any = None
+    expected: Any = None
+
+    @classmethod
+    def mismatch(cls, what: str, *, found: Any, expected: Any, fix: str) -> Self:
+        """An error that says what was found, what was expected and how to fix it."""
+        error = cls(f"{what}: found {found}, expected {expected}. {fix}")
+        error.found, error.expected = found, expected
+        return error
+
+
+class CorpusError(GuardrailError):
+    """Text that cannot be read or used."""
+
+
+class CorpusOverlapError(CorpusError):
+    """The same text is in the forget corpus and in a retain corpus."""
+
+
+class TooFewSequencesError(CorpusError):
+    """Not enough sequences for the false-positive rate that was asked for."""
+
+
+class ModelError(GuardrailError):
+    """A model this package cannot work on."""
+
+
+class LayerError(ModelError):
+    """A layer index that the model does not have."""
+
+
+class NonFiniteError(ModelError):
+    """NaN or infinite values in the residual stream."""
+
+
+class SAEError(GuardrailError):
+    """A sparse autoencoder that cannot be read."""
+
+
+class SAEMismatchError(SAEError):
+    """A sparse autoencoder of another width, model or layer."""
+
+
+class SelectionError(GuardrailError):
+    """Fewer features survive selection than were asked for."""
+
+
+class AttachError(GuardrailError):
+    """The guardrail cannot act exactly as it was calibrated, so it refuses to run."""
+
+
+class ArtifactError(GuardrailError):
+    """A guardrail folder that cannot be used."""
+
+
+class ArtifactDamagedError(ArtifactError):
+    """Files of the guardrail are missing, truncated or altered."""
+
+
+class ArtifactVersionError(ArtifactError):
+    """The guardrail is in a format this version does not read."""
+
+
+class ArtifactMismatchError(ArtifactError):
+    """The guardrail was made for another model, tokenizer or layer."""
+
+
+class MergeError(GuardrailError):
+    """Guardrails that cannot become one."""
+
+
+class DownloadError(GuardrailError):
+    """A file that could not be fetched whole."""
+
+
+class UsageError(GuardrailError):
+    """Wrong use of the command line (exit status 2)."""

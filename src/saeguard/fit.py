@@ -1,0 +1,267 @@
+"""`fit`: from two kinds of text to a guardrail. Each step is a function of the records before it.
+
+    corpora -> shards -> statistics -> selection -> windows -> quarantine -> gates -> calibration -> guardrail
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import reduce
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from saeguard.clamp import Clamp
+from saeguard.config import FitConfig
+from saeguard.contamination import Contamination, find_contamination
+from saeguard.corpus import Corpus, CorpusSummary, check_disjoint
+from saeguard.detectors import fit_evidence, fit_probe
+from saeguard.errors import CorpusError, SAEMismatchError, TooFewSequencesError
+from saeguard.evidence import GateResult, evaluate_gate
+from saeguard.gate import Density, Gate
+from saeguard.guardrail import Guardrail, Rule
+from saeguard.model import decoder_layer, model_fingerprint, text_config, tokenizer_fingerprint
+from saeguard.passages import top_passages
+from saeguard.progress import progress
+from saeguard.sae.autoencoder import SparseAutoencoder, TopK
+from saeguard.sae.slim import SlimEncoder, slim, topk_agreement, topk_thresholds
+from saeguard.sample import FORGET, ReadWindow, firing_means, means, read_windows
+from saeguard.selection import SelectedFeature, select
+from saeguard.shards import Pass, Shard, estimated_tokens, pass_fingerprint, run_pass
+from saeguard.statistics import FeatureStatistics
+from saeguard.windows import Windower
+
+Texts = str | Path | Sequence[str]
+MIN_FORGET_WINDOWS = 10
+DENSITY_FEATURES = 20
+TOPK_TOKENS = 20_000
+
+
+def fit(
+    model: nn.Module,
+    tokenizer: Any,
+    sae: SparseAutoencoder,
+    *,
+    layer: int,
+    forget: Texts,
+    retain: Mapping[str, Texts],
+    config: FitConfig | None = None,
+    work_dir: str | Path | None = None,
+    show_progress: bool = False,
+) -> Guardrail:
+    """Fit a guardrail for one topic.
+
+    `forget` and each of `retain` is a file, an `hf:` address or a list of texts. With `work_dir` the shards of
+    the offline pass are kept there, and a killed run goes on where it was. Raises a `GuardrailError` by cause.
+    """
+    config = config or FitConfig()
+    check_fits(model, sae, layer)
+    corpora = _corpora(forget, retain)
+    summaries = {name: corpus.summary() for name, corpus in corpora.items()}
+    check_disjoint(summaries[FORGET], {name: s for name, s in summaries.items() if name != FORGET})
+    chat = tokenizer.chat_template is not None if config.chat is None else config.chat
+    task = Pass(model, tokenizer, sae, layer, Windower(tokenizer, config.lengths, chat), config.sample)
+    with ExitStack() as stack:
+        work = Path(work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="saeguard-")))
+        shards = _run(task, corpora, summaries, work, show_progress)
+        return decide(task, shards, summaries, config)
+
+
+def check_fits(model: nn.Module, sae: SparseAutoencoder, layer: int) -> None:
+    """Refuse a layer the model lacks, and an SAE of another width or trained on another layer."""
+    decoder_layer(model, layer)
+    width = text_config(model).hidden_size
+    if sae.d_model != width:
+        raise SAEMismatchError.mismatch(
+            "width (d_model) of the SAE", found=sae.d_model, expected=f"{width}, that of {type(model).__name__}",
+            fix="Use an SAE trained on this model.",
+        )  # fmt: skip
+    if sae.layer is not None and sae.layer != layer:
+        raise SAEMismatchError.mismatch(
+            "layer", found=layer, expected=f"{sae.layer}, on which the SAE was trained", fix=f"Use layer {sae.layer}."
+        )
+
+
+def decide(
+    task: Pass, shards: Mapping[str, list[Shard]], summaries: Mapping[str, CorpusSummary], config: FitConfig
+) -> Guardrail:
+    """Everything after the offline pass: select, quarantine, fit and compare gates, calibrate, freeze."""
+    statistics = {
+        name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
+    }
+    _check_enough(statistics)
+    forget, retain = statistics[FORGET], {name: s for name, s in statistics.items() if name != FORGET}
+    selected = select(forget, retain, config.selection)
+    every_shard = [shard for its in shards.values() for shard in its]
+    encoder, topk = _encoder(task.sae, [feature.id for feature in selected], every_shard, config)
+    windows = read_windows(every_shard, encoder)
+    contamination = _contamination(windows, config)
+    clean = _Splits.of(windows, contamination.outliers if contamination and config.quarantine else frozenset())
+    results = _fit_gates(clean, config)
+    chosen, why = choose_gate(results, config)
+    evidence = _evidence(results, why, clean, summaries, contamination) | {"topk": topk}
+    if contamination and contamination.outliers:
+        other = _Splits.of(windows, frozenset() if config.quarantine else contamination.outliers)
+        evidence["threshold_other_way"] = _other_way(chosen, other, config)
+    norm = median(window.norm for window in clean.fit)
+    return _freeze(task, selected, encoder, chosen, evidence, norm, windows, config)
+
+
+def choose_gate(results: Mapping[str, GateResult], config: FitConfig) -> tuple[GateResult, str]:
+    """Evidence, unless another gate's caught rate is above evidence's interval; on calibration text, not on test."""
+    if config.gate != "auto":
+        return results[config.gate], "asked for"
+    evidence = results["evidence"]
+    low, high = evidence.caught_in_calibration.interval
+    best = max(results.values(), key=lambda result: result.caught_in_calibration.value)
+    if best.caught_in_calibration.value > high:
+        return best, (
+            f"catches {best.caught_in_calibration.value:.2f} of calibration forget text, above the interval "
+            f"{low:.2f} to {high:.2f} of evidence"
+        )
+    return evidence, "explainable, and no other gate catches more beyond its interval on calibration forget text"
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """The sampled windows by split, without the quarantined documents in fit and calibration."""
+
+    fit: list[ReadWindow]
+    calibration: list[ReadWindow]
+    test: list[ReadWindow]
+
+    @classmethod
+    def of(cls, windows: Sequence[ReadWindow], outliers: frozenset[tuple[str, int]]) -> _Splits:
+        kept = [window for window in windows if window.split == "test" or window.key not in outliers]
+        return cls(*([w for w in kept if w.split == split] for split in ("fit", "calibration", "test")))
+
+
+def _corpora(forget: Texts, retain: Mapping[str, Texts]) -> dict[str, Corpus]:
+    if not retain:
+        raise CorpusError("no retain corpus: expected at least one named set of texts that must stay untouched")
+    if FORGET in retain:
+        raise CorpusError(f"a retain corpus cannot be named {FORGET!r}: choose another name")
+    named = {FORGET: Corpus.of(FORGET, "forget", forget)}
+    return named | {name: Corpus.of(name, "retain", texts) for name, texts in retain.items()}
+
+
+def _run(
+    task: Pass, corpora: Mapping[str, Corpus], summaries: Mapping[str, CorpusSummary], work: Path, show: bool
+) -> dict[str, list[Shard]]:
+    folder = work / pass_fingerprint(task, model_fingerprint(task.model), summaries)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorpusError(f"cannot write to the work folder {work}: {error}") from error
+    with progress("reading", estimated_tokens(summaries.values()), unit="tokens", show=show) as advance:
+        return run_pass(task, corpora, summaries, folder, advance)
+
+
+def _check_enough(statistics: Mapping[str, FeatureStatistics]) -> None:
+    for name, its in statistics.items():
+        if its.count == 0:
+            raise TooFewSequencesError(
+                f"the corpus {name!r} has no valid token in its fit split: give it at least ten documents"
+            )
+
+
+def _encoder(
+    sae: SparseAutoencoder, ids: list[int], shards: Sequence[Shard], config: FitConfig
+) -> tuple[SlimEncoder, dict[str, Any] | None]:
+    """The slim encoder; for TopK with fixed thresholds, also how well they agree with exact TopK."""
+    if not isinstance(sae.activation, TopK) or config.topk == "exact":
+        return slim(sae, ids), None
+    tokens = [w.hidden[w.masks.valid[0]].float() for shard in shards for w in shard.windows()]
+    hidden = torch.cat(tokens)
+    hidden = hidden[torch.randperm(len(hidden), generator=torch.Generator().manual_seed(config.seed))[:TOPK_TOKENS]]
+    half = len(hidden) // 2
+    thresholds = topk_thresholds(sae, ids, hidden[:half])
+    agreement = topk_agreement(sae, ids, thresholds, hidden[half:])
+    return slim(sae, ids, topk_thresholds=thresholds), {"mode": "threshold", **vars(agreement)}
+
+
+def _contamination(windows: Sequence[ReadWindow], config: FitConfig) -> Contamination | None:
+    """None for the preset `paper`, which looks for none."""
+    return None if config.as_authors else find_contamination([w for w in windows if w.split != "test"])
+
+
+def _fit_gates(splits: _Splits, config: FitConfig) -> dict[str, GateResult]:
+    forget = [window for window in splits.fit if window.corpus == FORGET]
+    if len(forget) < MIN_FORGET_WINDOWS:
+        raise TooFewSequencesError.mismatch(
+            "windows of forget text to fit on", found=len(forget), expected=f"at least {MIN_FORGET_WINDOWS}", fix="Give more text."
+        )
+    counts = "attended" if config.as_authors else "valid"
+    scorers = {"density": Density()}
+    if config.gate != "density":
+        scorers["evidence"] = fit_evidence(means(splits.fit, firing_means))
+        scorers["probe"] = fit_probe(means(splits.fit, lambda window: window.mean))
+    return {
+        name: evaluate_gate(
+            Gate(scorer, config.accumulator, config.moment, counts, config.latch),
+            config.method, splits.calibration, splits.test,
+        )
+        for name, scorer in scorers.items()
+    }  # fmt: skip
+
+
+def _other_way(chosen: GateResult, splits: _Splits, config: FitConfig) -> dict[str, Any]:
+    """The threshold and rates with the quarantine the other way round (same gate weights)."""
+    result = evaluate_gate(chosen.gate, config.method, splits.calibration, splits.test)
+    return {
+        "quarantine": not config.quarantine,
+        "threshold": result.threshold,
+        "caught": result.caught.as_dict(),
+        "false_positives": {name: rate.as_dict() for name, rate in result.false_positives.items()},
+    }
+
+
+def _evidence(
+    results: Mapping[str, GateResult], why: str, splits: _Splits,
+    summaries: Mapping[str, CorpusSummary], contamination: Contamination | None,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "why_this_gate": why,
+        "gates": {name: result.summary() for name, result in results.items()},
+        "corpora": {
+            name: {"documents": s.documents, "characters": s.characters, "duplicates": s.duplicates, "fingerprint": s.fingerprint}
+            for name, s in summaries.items()
+        },
+        "windows": {split: len(windows) for split, windows in vars(splits).items()},
+        "contamination": None if contamination is None else contamination.as_dict(),
+    }
+
+
+def _freeze(
+    task: Pass, selected: list[SelectedFeature], encoder: SlimEncoder, chosen: GateResult,
+    evidence: dict[str, Any], norm: float, windows: Sequence[ReadWindow], config: FitConfig,
+) -> Guardrail:  # fmt: skip
+    ids = [feature.id for feature in selected]
+    c = config.strength * norm if config.c is None else config.c
+    evidence |= {"chosen": chosen.gate.kind, "median_residual_norm": norm, "passages": top_passages(windows, ids, task.tokenizer)}
+    rule = Rule(
+        name=config.name, selected=tuple(selected), encoder=encoder, decoder=task.sae.W_dec[ids].contiguous(),
+        gate=chosen.gate, threshold=chosen.threshold, clamp=Clamp(config.clamp, c, c / norm),
+        action=config.action, evidence=evidence,
+    )  # fmt: skip
+    return Guardrail(
+        layer=task.layer,
+        model=model_fingerprint(task.model),
+        tokenizer=tokenizer_fingerprint(task.tokenizer),
+        sae={
+            "source": task.sae.source,
+            "fingerprint": task.sae.fingerprint(),
+            "activation": type(task.sae.activation).__name__,
+            "d_sae": task.sae.d_sae,
+        },
+        rules=(rule,),
+        versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "saeguard")}},
+    )

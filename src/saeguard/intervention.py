@@ -1,0 +1,239 @@
+"""`attach`: a guardrail on a user's own model, for as long as a `with` block lasts.
+
+Two hooks. Before each forward pass of the model: which tokens are these, and what is known of their sequences.
+After the guarded layer: read the gate, decide, clamp. A pass in which nothing triggers returns the layer's
+output untouched, so its logits are bit-identical to the unguarded model's. Since the clamp acts after the layer
+that the gate reads, what the gate sees never depends on whether it has clamped.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from saeguard.errors import AttachError, NonFiniteError
+from saeguard.gate import Density, Evidence, Gate, Probe
+from saeguard.guardrail import Guardrail, Rule
+from saeguard.hooks import hooked
+from saeguard.model import decoder_layer, replace_residual, residual_of, residual_stream
+from saeguard.sae.slim import SlimEncoder
+from saeguard.sequences import RuleTrack, Track, recall, remember
+from saeguard.tokens import TokenMasks, special_token_ids, token_masks
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one rule decided on one sequence.
+
+    `statistic` is the largest so far (or the last, for a gate that decides by block); `first_token` is the index,
+    counted from the sequence's first token, at which it triggered, else None; `features` are the ids of the
+    selected features that were active, most frequent first.
+    """
+
+    rule: str
+    statistic: float
+    threshold: float
+    triggered: bool
+    first_token: int | None
+    features: tuple[int, ...]
+
+
+class Guard:
+    """A guardrail at work. `verdicts` has one entry for each sequence of the last forward pass."""
+
+    def __init__(self, guardrail: Guardrail, model: nn.Module, tokenizer: Any) -> None:
+        self.guardrail = guardrail
+        self._model = model
+        self._layer = decoder_layer(model, guardrail.layer)
+        device = next(self._layer.parameters()).device
+        self._rules = [_LiveRule.of(rule, device) for rule in guardrail.rules]
+        self._special = torch.tensor(special_token_ids(tokenizer), device=device)
+        self._signature = inspect.signature(type(model).forward)
+        self._key = uuid4().hex
+        self._pass: _Pass | None = None
+        self._track: Track | None = None
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """One verdict a sequence: of several rules, the one furthest over (or nearest to) its threshold."""
+        return [max(row, key=lambda v: (v.triggered, v.statistic - v.threshold)) for row in self.all_verdicts]
+
+    @property
+    def all_verdicts(self) -> list[list[Verdict]]:
+        """For each sequence of the last pass, the verdict of every rule."""
+        return [] if self._track is None else _verdicts(self._track, self._rules)
+
+    def judge(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Verdict]:
+        """Verdicts on whole token sequences (batch, tokens), by a pass that stops at the guarded layer.
+
+        Use it after beam search, where the rows of the last pass are beams and not the sequences returned.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        residual_stream(self._model, self.guardrail.layer, input_ids, mask)
+        return self.verdicts
+
+    def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook before the model: note which tokens come and what is known of their sequences."""
+        inputs = self._signature.bind_partial(module, *args, **kwargs).arguments
+        inputs |= inputs.get("kwargs", {})
+        ids = inputs.get("input_ids")
+        if not isinstance(ids, Tensor):
+            raise AttachError("a guarded model needs `input_ids`: without them special tokens cannot be told apart")
+        cache = inputs.get("past_key_values")
+        track = recall(cache, self._key, len(ids))
+        attended = _attended(inputs.get("attention_mask"), ids, 0 if track is None else track.length)
+        self._pass = _Pass(ids.to(self._special.device), attended.to(self._special.device), track)
+
+    def after_layer(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Hook after the guarded layer: gate, decide, clamp. None where nothing changes."""
+        if self._pass is None:
+            raise AttachError(
+                "the guarded layer ran outside the model the guardrail is attached to. Call that model, not a part of it."
+            )
+        now, self._pass = self._pass, None
+        hidden = residual_of(output)
+        masks = token_masks(now.ids, now.attended, self._special, started=now.started)
+        activations = [rule.encoder(hidden) for rule in self._rules]
+        records, delta, where = [], None, torch.zeros_like(now.attended)
+        for i, (rule, a) in enumerate(zip(self._rules, activations, strict=True)):
+            record = rule.read(hidden, a, masks, None if now.track is None else now.track.rules[i])
+            records.append(record)
+            hot = rule.hot(a, masks) & record.triggered
+            if rule.clamps and bool(hot.any()):
+                change = torch.where(hot[..., None], rule.delta(a), 0.0)
+                delta = change if delta is None else delta + change
+                where |= hot
+        active = torch.cat([a > 0 for a in activations], dim=-1) & masks.valid[..., None]
+        self._remember(Track(now.attended, active, tuple(records)), now.track, (*args, *kwargs.values()))
+        if delta is None:
+            return None
+        return replace_residual(output, torch.where(where[..., None], (hidden + delta).to(hidden.dtype), hidden))
+
+    def _remember(self, new: Track, old: Track | None, values: Sequence[Any]) -> None:
+        self._track = new if old is None else old.followed_by(new)
+        for cache in values:
+            if isinstance(cache, Cache):
+                remember(cache, self._key, self._track)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass of the model: ids and attention (batch, tokens), and the track of what came before."""
+
+    ids: Tensor
+    attended: Tensor
+    track: Track | None
+
+    @property
+    def started(self) -> Tensor:
+        if self.track is None:
+            return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        return self.track.started
+
+
+@dataclass(frozen=True)
+class _LiveRule:
+    """A rule with its tensors on the layer's device; `mask` (n,) are the features that make a token hot."""
+
+    rule: Rule
+    encoder: SlimEncoder
+    decoder: Tensor
+    gate: Gate
+    mask: Tensor
+
+    @classmethod
+    def of(cls, rule: Rule, device: torch.device) -> _LiveRule:
+        mask = rule.gate.clamped(len(rule.selected))
+        return cls(rule, rule.encoder.to(device), rule.decoder[mask].to(device), _gate_to(rule.gate, device), mask.to(device))
+
+    @property
+    def clamps(self) -> bool:
+        return self.rule.action != "monitor"
+
+    def read(self, hidden: Tensor, a: Tensor, masks: TokenMasks, past: RuleTrack | None) -> RuleTrack:
+        """Gate state, statistic and decision after each token of this pass."""
+        batch = len(hidden)
+        state = self.gate.accumulator.start(batch) if past is None else past.states[:, -1]
+        already = hidden.new_zeros(batch, dtype=torch.bool) if past is None else past.triggered[:, -1]
+        states, statistics = self.gate.read(state.to(hidden.device), hidden, a > 0, masks)
+        if bool(statistics.isnan().any()) or bool(statistics.isposinf().any()):
+            raise NonFiniteError("the gate statistic is not a number: the residual stream holds NaN or infinite values")
+        return RuleTrack(states, statistics, self.gate.decide(statistics, self.rule.threshold, already))
+
+    def hot(self, a: Tensor, masks: TokenMasks) -> Tensor:
+        """Hot tokens (batch, tokens)."""
+        return (a[..., self.mask] > 0).any(dim=-1) & self.gate.eligible(masks)
+
+    def delta(self, a: Tensor) -> Tensor:
+        """The clamp's change (batch, tokens, d_model) for activations (batch, tokens, n)."""
+        return self.rule.clamp.delta(a[..., self.mask], self.decoder)
+
+
+@contextmanager
+def attach(guardrail: Guardrail, model: nn.Module, tokenizer: Any) -> Iterator[Guard]:
+    """Guard `model` inside the block; afterwards it is as it was, whatever happened.
+
+    Works for `model(...)`, `generate` in all its modes, pipelines and evaluation harnesses. Everything is
+    checked before a hook is placed: a guardrail that does not fit raises and guards nothing, ever half.
+    """
+    guardrail.check(model, tokenizer)
+    guard = Guard(guardrail, model, tokenizer)
+    with hooked(guard._layer, guard.after_layer, model=model, before=guard.before_model):
+        yield guard
+
+
+def _gate_to(gate: Gate, device: torch.device) -> Gate:
+    scorer = gate.scorer
+    if isinstance(scorer, Density):
+        return gate
+    moved = type(scorer)(scorer.weights.to(device), scorer.bias)
+    return Gate(moved, gate.accumulator, gate.moment, gate.counts, gate.latch)
+
+
+def _attended(mask: Any, ids: Tensor, past: int) -> Tensor:
+    """The boolean attention mask (batch, tokens) of the tokens of this pass."""
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    if isinstance(mask, Mapping):
+        mask = next(iter(mask.values()))
+    if mask is not None and mask.dim() == 2:
+        return mask[:, past : past + ids.shape[1]].bool()
+    raise AttachError.mismatch(
+        "attention mask of a guarded model", found=type(mask).__name__ if mask is None else tuple(mask.shape),
+        expected="(batch, tokens)", fix="Pass the tokenizer's attention_mask.",
+    )  # fmt: skip
+
+
+def _verdicts(track: Track, rules: Sequence[_LiveRule]) -> list[list[Verdict]]:
+    verdicts: list[list[Verdict]] = []
+    widths = [len(rule.rule.selected) for rule in rules]
+    for row in range(len(track.attended)):
+        attended = track.attended[row].cpu()
+        active = track.active[row].sum(dim=0).cpu().split(widths)
+        verdicts.append([
+            _verdict(rule, record.map(lambda part, row=row: part[row : row + 1].cpu()), attended, counts)
+            for rule, record, counts in zip(rules, track.rules, active, strict=True)
+        ])  # fmt: skip
+    return verdicts
+
+
+def _verdict(live: _LiveRule, record: RuleTrack, attended: Tensor, counts: Tensor) -> Verdict:
+    triggered = record.triggered[0]
+    first = int(triggered.float().argmax()) if bool(triggered.any()) else None
+    order = counts.sort(descending=True, stable=True)
+    return Verdict(
+        rule=live.rule.name,
+        statistic=float(live.gate.sequence_statistic(record.statistics)),
+        threshold=live.rule.threshold,
+        triggered=bool(triggered[-1]),
+        first_token=None if first is None else int(attended[: first + 1].sum()) - 1,
+        features=tuple(live.rule.features[i] for i, hits in zip(order.indices, order.values, strict=True) if hits > 0),
+    )

@@ -1,0 +1,136 @@
+"""`SparseAutoencoder`: the one in-memory form every SAE file is read into.
+
+    pre   = h @ W_enc + b_enc             h: residual stream (..., d_model)
+    a     = activation(pre)               a: feature activations (..., d_sae)
+    h_hat = a @ W_dec + b_dec
+
+Plain units: any scaling of the input, subtraction of `b_dec` before the encoder or decoder-norm
+units are folded into the weights when a file is read, so `a` and `h` mean one thing everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from saeguard.errors import SAEError
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """a = max(pre, 0)."""
+
+    def __call__(self, pre: Tensor) -> Tensor:
+        return pre.relu()
+
+
+@dataclass(frozen=True)
+class JumpReLU:
+    """a = pre where pre > threshold (strictly) and pre > 0, else 0; one threshold a feature."""
+
+    threshold: Tensor
+
+    def __call__(self, pre: Tensor) -> Tensor:
+        return torch.where(pre > self.threshold.clamp(min=0), pre, 0.0)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest pre-activations of each token, through a ReLU; all others are 0."""
+
+    k: int
+
+    def __call__(self, pre: Tensor) -> Tensor:
+        values, ids = pre.relu().topk(self.k, dim=-1)
+        return torch.zeros_like(pre).scatter_(-1, ids, values)
+
+
+Activation = ReLU | JumpReLU | TopK
+
+
+@dataclass(frozen=True)
+class SparseAutoencoder:
+    """A sparse autoencoder in plain units, float32.
+
+    Shapes: `W_enc` (d_model, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_model), `b_dec` (d_model).
+    `source` says where it came from (path or hub id); `metadata` is the file's own description.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    activation: Activation
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        d_model, d_sae = self.W_enc.shape
+        expected = {"b_enc": (d_sae,), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
+        for name, shape in expected.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise SAEError.mismatch(
+                    f"{name} of the SAE {self.source or '(in memory)'}",
+                    found=tuple(getattr(self, name).shape),
+                    expected=shape,
+                    fix="The file is damaged or of another layout.",
+                )
+
+    @classmethod
+    def load(cls, source: str | Path) -> Self:
+        """Read an SAE from a folder in a known format. Raises `SAEError`."""
+        from saeguard.sae.load import load
+
+        return load(source)  # type: ignore[return-value]
+
+    @property
+    def d_model(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_enc.shape[1]
+
+    @property
+    def layer(self) -> int | None:
+        """The layer the SAE says it was trained on, where its file says so."""
+        layer = self.metadata.get("layer")
+        return None if layer is None else int(layer)
+
+    def encode(self, h: Tensor) -> Tensor:
+        """Residual stream (..., d_model) to feature activations (..., d_sae), in float32."""
+        return self.activation(torch.addmm(self.b_enc, h.float().flatten(0, -2), self.W_enc)).unflatten(
+            0, h.shape[:-1]
+        )
+
+    def decode(self, a: Tensor) -> Tensor:
+        """Feature activations (..., d_sae) to the reconstructed residual stream (..., d_model)."""
+        return a @ self.W_dec + self.b_dec
+
+    def to(self, device: torch.device | str) -> SparseAutoencoder:
+        """The same SAE on another device."""
+        activation = self.activation
+        if isinstance(activation, JumpReLU):
+            activation = JumpReLU(activation.threshold.to(device))
+        moved = {name: getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        return SparseAutoencoder(
+            **moved, activation=activation, source=self.source, metadata=self.metadata
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of every weight and of the activation, the same on every machine."""
+        digest = hashlib.sha256(type(self.activation).__name__.encode())
+        if isinstance(self.activation, TopK):
+            digest.update(str(self.activation.k).encode())
+        tensors = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
+        if isinstance(self.activation, JumpReLU):
+            tensors.append(self.activation.threshold)
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,94 @@
+"""How good an SAE is on a model: explained variance, L0, dead features, loss recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from saeguard.activations import ResidualBatch, residual_batches
+from saeguard.hooks import hooked
+from saeguard.model import decoder_layer, replace_residual, residual_of
+from saeguard.sae.autoencoder import SparseAutoencoder
+from saeguard.windows import Window
+
+
+@dataclass(frozen=True)
+class SAEQuality:
+    """Figures over the valid tokens of some windows.
+
+    `explained_variance` is 1 - sum |h - h_hat|^2 / sum |h - mean h|^2. `loss_recovered` is
+    (zero - spliced) / (zero - clean): the share of next-token loss kept when the SAE's output replaces
+    the residual stream, against replacing it by zero.
+    """
+
+    tokens: int
+    explained_variance: float
+    l0: float
+    dead_share: float
+    loss_clean: float
+    loss_spliced: float
+    loss_zero: float
+    loss_recovered: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The figures by name."""
+        return asdict(self)
+
+
+def measure(
+    model: nn.Module, tokenizer: Any, sae: SparseAutoencoder, layer: int, windows: Iterable[Window]
+) -> SAEQuality:
+    """Run windows through model and SAE and measure."""
+    error = total_l0 = 0.0
+    count, first, second = 0, torch.zeros(sae.d_model).double(), 0.0
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool)
+    losses = torch.zeros(3).double()
+    for batch in residual_batches(model, tokenizer, layer, windows):
+        h = batch.hidden[batch.masks.valid].float()
+        a = sae.encode(h)
+        error += float((h - sae.decode(a)).pow(2).sum())
+        total_l0 += float((a > 0).sum())
+        fired |= (a > 0).any(dim=0).cpu()
+        count += len(h)
+        first += h.double().sum(dim=0).cpu()
+        second += float(h.double().pow(2).sum())
+        sums = [_loss(model, sae, layer, batch, splice) for splice in SPLICES]
+        losses += torch.tensor(sums).double()
+    clean, spliced, zero = (losses / count).tolist()
+    variance = second - float(first.pow(2).sum()) / count
+    return SAEQuality(
+        tokens=count,
+        explained_variance=1 - error / variance,
+        l0=total_l0 / count,
+        dead_share=1 - float(fired.float().mean()),
+        loss_clean=clean,
+        loss_spliced=spliced,
+        loss_zero=zero,
+        loss_recovered=(zero - spliced) / (zero - clean),
+    )
+
+
+SPLICES = ("clean", "spliced", "zero")
+
+
+def _loss(
+    model: nn.Module, sae: SparseAutoencoder, layer: int, batch: ResidualBatch, splice: str
+) -> float:
+    """Summed next-token loss at the valid tokens, with the residual stream kept, rebuilt or zeroed there."""
+    ids, attended, valid = batch.input_ids, batch.masks.attended, batch.masks.valid
+
+    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+        h = residual_of(output)
+        if splice == "clean":
+            return None
+        new = torch.zeros_like(h) if splice == "zero" else sae.decode(sae.encode(h)).to(h.dtype)
+        return replace_residual(output, torch.where(valid[..., None], new, h))
+
+    with torch.inference_mode(), hooked(decoder_layer(model, layer), after):
+        logits = model(input_ids=ids, attention_mask=attended.long(), use_cache=False).logits
+        token_loss = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
+    return float((token_loss * (valid[:, :-1] & valid[:, 1:])).sum())

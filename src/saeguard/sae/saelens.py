@@ -1,0 +1,134 @@
+"""The SAELens folder format: `cfg.json` and `sae_weights.safetensors` (facts: versions 5 and 6).
+
+Weights `W_enc` (d_in, d_sae), `W_dec` (d_sae, d_in), `b_enc`, `b_dec`, and `threshold` for JumpReLU.
+`cfg.json` of version 6 keeps what it knows of the model under `metadata`; version 5 is flat.
+What a plain linear encoder cannot express (per-token norms, gates) is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saeguard.errors import SAEError
+from saeguard.sae.autoencoder import Activation, JumpReLU, ReLU, SparseAutoencoder, TopK
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+
+
+def is_saelens_folder(folder: Path) -> bool:
+    """Whether the folder looks like one SAELens has written."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def load_saelens(folder: Path) -> SparseAutoencoder:
+    """Read a ReLU, JumpReLU or TopK SAE in plain units. Raises `SAEError`."""
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
+        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SAEError(f"cannot read the SAE in {folder}: {error}") from error
+    missing = {"W_enc", "b_enc", "W_dec", "b_dec"} - weights.keys()
+    if missing:
+        raise SAEError(f"{folder / WEIGHTS} lacks {sorted(missing)}; it holds {sorted(weights)}")
+    normalisation = config.get("normalize_activations", "none")
+    if normalisation not in ("none", False, None):
+        raise SAEError(
+            f"the SAE in {folder} scales its inputs ({normalisation!r}), with a factor its folder does not "
+            "hold. Fold the scaling into the weights with SAELens (fold_activation_norm_scaling_factor), "
+            "save it again with normalize_activations='none', and load that."
+        )
+    activation = _activation(config, weights, folder)
+    weights = _fold(weights, config, activation)
+    return SparseAutoencoder(
+        W_enc=weights["W_enc"].contiguous(),
+        b_enc=weights["b_enc"],
+        W_dec=weights["W_dec"].contiguous(),
+        b_dec=weights["b_dec"],
+        activation=activation,
+        source=str(folder),
+        metadata=_metadata(config),
+    )
+
+
+def save_saelens(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write an SAE as SAELens 6 reads it (`SAE.load_from_disk`); `b_dec` is not subtracted at the input."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+    config: dict[str, Any] = {
+        "architecture": {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk"}[type(sae.activation)],
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": "6.0.0", **sae.metadata},
+    }
+    if isinstance(sae.activation, JumpReLU):
+        weights["threshold"] = sae.activation.threshold
+    if isinstance(sae.activation, TopK):
+        config |= {"k": sae.activation.k, "rescale_acts_by_decoder_norm": False}
+    small = {name for name in weights if name.startswith("b_") or name == "threshold"}
+    save_file(
+        {
+            name: tensor.cpu().to(torch.float32 if name in small else dtype).contiguous()
+            for name, tensor in weights.items()
+        },
+        folder / WEIGHTS,
+    )
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _activation(config: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> Activation:
+    name = config.get("architecture", "standard")
+    if config.get("activation_fn_str", config.get("activation_fn")) == "topk":
+        name = "topk"
+    if name == "jumprelu":
+        if "threshold" not in weights:
+            raise SAEError(f"{folder / WEIGHTS} is a JumpReLU SAE without `threshold`")
+        return JumpReLU(weights["threshold"])
+    if name == "topk":
+        k = config.get("k", config.get("activation_fn_kwargs", {}).get("k"))
+        if not isinstance(k, int) or k < 1:
+            raise SAEError(f"{folder / CONFIG} is a TopK SAE without a usable k (found {k!r})")
+        return TopK(k)
+    if name == "standard":
+        return ReLU()
+    raise SAEError.mismatch(
+        f"architecture of the SAE in {folder}",
+        found=repr(name),
+        expected="'standard', 'jumprelu' or 'topk'",
+        fix="Convert it, or choose another SAE.",
+    )
+
+
+def _fold(weights: dict[str, Tensor], config: dict[str, Any], activation: Activation) -> dict[str, Tensor]:
+    """Fold the input bias and decoder-norm units into the encoder, so that pre = h @ W_enc + b_enc."""
+    W_enc, b_enc, W_dec, b_dec = (weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    if config.get("apply_b_dec_to_input", True):
+        b_enc = b_enc - b_dec @ W_enc
+    if isinstance(activation, TopK) and config.get("rescale_acts_by_decoder_norm", False):
+        norm = W_dec.norm(dim=1)
+        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
+    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+
+
+def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """What the file says of the model, with `layer` read out of the hook name where it can be."""
+    metadata = dict(config.get("metadata", {k: config[k] for k in ("model_name", "hook_name") if k in config}))
+    layer = config.get("hook_layer", metadata.get("layer"))
+    match = re.search(r"(?:blocks|layers|h)\.(\d+)", str(metadata.get("hook_name", "")))
+    if layer is None and match:
+        layer = int(match.group(1))
+    if layer is not None:
+        metadata["layer"] = int(layer)
+    return metadata

@@ -1,0 +1,141 @@
+"""Train an SAE on a residual stream: sparsity by one threshold for all features, found as it learns.
+
+A BatchTopK SAE (arXiv 2412.06410) keeps the k x batch largest pre-activations of a batch. Here the
+threshold that does so is tracked as a running quantile, so that training and use are the same function:
+what is saved is a JumpReLU SAE, whose features need no comparison with other features, and of which a
+guardrail therefore carries only the few it uses. Why no library: docs/dependencies.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class SAETraining:
+    """How an SAE is trained."""
+
+    width: int = 4608
+    """Number of features, d_sae."""
+    k: int = 32
+    """Mean number of active features a token, L0."""
+    token_passes: int = 3_000_000
+    """Tokens seen, each token counted every time it is seen."""
+    batch: int = 2048
+    """Tokens in a step."""
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+WARMUP_STEPS = 50
+DECAY_SHARE = 0.2
+SILENT_STEPS = 100
+AUXILIARY_WEIGHT = 1 / 32
+AUXILIARY_K = 256
+QUANTILE_SAMPLE = 262_144
+
+
+class _Trainee(nn.Module):
+    """The weights while they learn, on inputs of zero mean and unit variance in each dimension."""
+
+    def __init__(self, d_model: int, config: SAETraining) -> None:
+        super().__init__()
+        directions = nn.functional.normalize(torch.randn(config.width, d_model), dim=1)
+        self.W_dec = nn.Parameter(directions)
+        self.W_enc = nn.Parameter(directions.T.contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(config.width))
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("silent", torch.zeros(config.width))
+        self.threshold: Tensor
+        self.silent: Tensor
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x @ self.W_enc + self.b_enc.to(x.dtype)
+
+    def track_threshold(self, pre: Tensor, k: int, step: int) -> None:
+        """Move the threshold towards the value that k features a token exceed."""
+        flat = pre.detach().flatten()
+        sample = flat[torch.randint(flat.numel(), (min(QUANTILE_SAMPLE, flat.numel()),))].float()
+        keep = max(1, round(sample.numel() * k / pre.shape[-1]))
+        now = sample.topk(keep).values[-1].clamp(min=0)
+        self.threshold.lerp_(now, max(0.02, 1 / (step + 1)))
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+
+
+def train(
+    residuals: Tensor, config: SAETraining, *, on_step: Callable[[int], None] = lambda tokens: None, metadata: dict[str, Any]
+) -> SparseAutoencoder:
+    """An SAE for residual streams like the rows of `residuals` (tokens, d_model), in plain units."""
+    torch.manual_seed(config.seed)
+    mean, scale = _moments(residuals)
+    trainee = _Trainee(residuals.shape[1], config).to(mean.device)
+    steps = max(1, config.token_passes // config.batch)
+    optimizer = torch.optim.Adam(trainee.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    order = torch.randperm(len(residuals))
+    for step in range(steps):
+        start = step * config.batch % max(1, len(order) - config.batch)
+        rows = order[start : start + config.batch]
+        x = ((residuals[rows].to(mean.device).float() - mean) / scale).bfloat16()
+        loss = _loss(trainee, x, config, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        trainee.normalise_decoder()
+        on_step(len(rows))
+    return _plain_units(trainee, mean, scale, metadata)
+
+
+def _loss(trainee: _Trainee, x: Tensor, config: SAETraining, step: int) -> Tensor:
+    """Squared error a token over its variance, plus the auxiliary loss that revives silent features."""
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        pre = trainee.encode(x)
+        trainee.track_threshold(pre, config.k, step)
+        a = torch.where(pre > trainee.threshold, pre, 0)
+        error = x - a @ trainee.W_dec
+        loss = error.float().pow(2).mean()
+        fired = (a > 0).any(dim=0)
+        trainee.silent = torch.where(fired, 0, trainee.silent + 1)
+        dead = (trainee.silent > SILENT_STEPS).nonzero().flatten()
+        if len(dead) == 0:
+            return loss
+        values, ids = pre[:, dead].topk(min(AUXILIARY_K, len(dead)), dim=-1)
+        revived = torch.zeros(len(x), len(dead), dtype=values.dtype, device=x.device).scatter(-1, ids, values.relu())
+        residue = error.detach() - revived @ trainee.W_dec[dead]
+        return loss + AUXILIARY_WEIGHT * residue.float().pow(2).mean()
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warm * min(1.0, (steps - step) / max(1, DECAY_SHARE * steps))
+
+
+def _moments(residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each dimension, from at most 100,000 rows."""
+    rows = residuals[:: max(1, len(residuals) // 100_000)].float()
+    return rows.mean(dim=0), rows.std(dim=0).clamp(min=1e-6)
+
+
+def _plain_units(trainee: _Trainee, mean: Tensor, scale: Tensor, metadata: dict[str, Any]) -> SparseAutoencoder:
+    """Fold the scaling of the inputs into the weights, decoder rows of unit norm."""
+    with torch.no_grad():
+        W_dec = trainee.W_dec * scale
+        norm = W_dec.norm(dim=1)
+        W_enc = trainee.W_enc / scale[:, None] * norm
+        b_enc = trainee.b_enc * norm - mean @ W_enc
+        threshold = trainee.threshold.float() * norm
+        return SparseAutoencoder(
+            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec / norm[:, None], b_dec=mean,
+            activation=JumpReLU(threshold), source="trained here", metadata=metadata,
+        )  # fmt: skip

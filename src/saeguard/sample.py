@@ -1,0 +1,106 @@
+"""The sampled windows, as the gates see them: activity of the selected features, and window means.
+
+Held in memory for the bounded sample only: (tokens, n) booleans and one mean vector a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saeguard.corpus import Split
+from saeguard.detectors import LabelledWindows
+from saeguard.gate import Gate, Probe
+from saeguard.sae.slim import SlimEncoder
+from saeguard.shards import SampledWindow, Shard
+from saeguard.tokens import TokenMasks
+
+FORGET = "forget"
+
+
+@dataclass(frozen=True)
+class ReadWindow:
+    """A sampled window after encoding: `activations` (tokens, n) of the selected features, masks (1, tokens),
+    the mean residual stream (d_model,) and the median residual norm over its valid tokens."""
+
+    corpus: str
+    document: int
+    split: Split
+    length: int
+    text: str
+    ids: Tensor
+    activations: Tensor
+    masks: TokenMasks
+    mean: Tensor
+    norm: float
+    shard: Shard
+    index: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The document it is cut from."""
+        return self.corpus, self.document
+
+
+def read_windows(shards: Iterable[Shard], encoder: SlimEncoder) -> list[ReadWindow]:
+    """Encode every sampled window that has a valid token."""
+    windows: list[ReadWindow] = []
+    for shard in shards:
+        for index, window in enumerate(shard.windows()):
+            hidden = window.hidden[window.masks.valid[0]].float()
+            if len(hidden):
+                windows.append(_read(window, hidden, encoder, shard, index))
+    return windows
+
+
+def _read(window: SampledWindow, hidden: Tensor, encoder: SlimEncoder, shard: Shard, index: int) -> ReadWindow:
+    return ReadWindow(
+        corpus=window.corpus, document=window.document, split=window.split, length=window.length,
+        text=window.text, ids=window.ids, activations=encoder(window.hidden), masks=window.masks,
+        mean=hidden.mean(dim=0), norm=float(hidden.norm(dim=1).median()), shard=shard, index=index,
+    )  # fmt: skip
+
+
+def means(windows: Sequence[ReadWindow], column: Callable[[ReadWindow], Tensor]) -> LabelledWindows:
+    """Rows for a detector: one vector a window."""
+    return LabelledWindows(
+        x=torch.stack([column(window) for window in windows]).double().numpy(),
+        forget=np.array([window.corpus == FORGET for window in windows]),
+        corpus=[window.corpus for window in windows],
+        document=[window.document for window in windows],
+    )
+
+
+def firing_means(window: ReadWindow) -> Tensor:
+    """Share of valid tokens on which each selected feature is active (n,)."""
+    return (window.activations > 0)[window.masks.valid[0]].float().mean(dim=0)
+
+
+def statistics(gate: Gate, windows: Sequence[ReadWindow]) -> list[float]:
+    """The gate statistic of each window, by the code that serves."""
+    hidden = _hidden(windows) if isinstance(gate.scorer, Probe) else [None] * len(windows)
+    return [_statistic(gate, window, h) for window, h in zip(windows, hidden, strict=True)]
+
+
+def _statistic(gate: Gate, window: ReadWindow, hidden: Tensor | None) -> float:
+    stream = window.activations if hidden is None else hidden
+    active = (window.activations > 0)[None]
+    _, after = gate.read(gate.accumulator.start(1), stream[None], active, window.masks)
+    return float(gate.sequence_statistic(after))
+
+
+def _hidden(windows: Sequence[ReadWindow]) -> list[Tensor]:
+    """The residual streams of these windows, read from their shards again (one shard in memory at a time)."""
+    wanted: dict[Shard, dict[int, int]] = {}
+    for place, window in enumerate(windows):
+        wanted.setdefault(window.shard, {})[window.index] = place
+    found: dict[int, Tensor] = {}
+    for shard, places in wanted.items():
+        for index, window in enumerate(shard.windows()):
+            if index in places:
+                found[places[index]] = window.hidden
+    return [found[place] for place in range(len(windows))]

@@ -1,0 +1,142 @@
+"""What a guard remembers of each sequence, and how it follows the sequence through a KV cache.
+
+A `Track` holds, for each row of a batch, what the gate knew after each token. It travels on the cache object
+itself: when transformers reorders beams, repeats rows or starts over, the track does the same; when tokens are
+cropped (assisted decoding), the next pass finds a shorter cache and the track is cut to it; a deep copy of the
+cache carries a copy of the track.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache as memoize
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from saeguard.errors import AttachError
+
+TRACKS = "_saeguard_tracks"
+
+
+@dataclass(frozen=True)
+class RuleTrack:
+    """One rule's record: gate state (batch, tokens, s), statistic and triggered (batch, tokens) after each token."""
+
+    states: Tensor
+    statistics: Tensor
+    triggered: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> RuleTrack:
+        """The same change of rows or tokens on every part."""
+        return RuleTrack(*(change(part) for part in vars(self).values()))
+
+    def followed_by(self, other: RuleTrack) -> RuleTrack:
+        """This record and then the other, along the tokens."""
+        return RuleTrack(*(torch.cat(pair, dim=1) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Track:
+    """A batch's record: `attended` (batch, tokens), `active` (batch, tokens, n) at valid tokens, and each rule's."""
+
+    attended: Tensor
+    active: Tensor
+    rules: tuple[RuleTrack, ...]
+
+    @property
+    def started(self) -> Tensor:
+        """Which rows (batch,) have had a token."""
+        return self.attended.any(dim=1)
+
+    @property
+    def length(self) -> int:
+        """Positions recorded, padding included."""
+        return self.attended.shape[1]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Track:
+        """The same change of rows or tokens on every part."""
+        return Track(change(self.attended), change(self.active), tuple(rule.map(change) for rule in self.rules))
+
+    def first(self, tokens: int) -> Track:
+        """The record of the first `tokens` positions."""
+        return self if tokens == self.length else self.map(lambda part: part[:, :tokens])
+
+    def followed_by(self, other: Track) -> Track:
+        """This record and then the other, along the tokens."""
+        return Track(
+            torch.cat([self.attended, other.attended], dim=1),
+            torch.cat([self.active, other.active], dim=1),
+            tuple(mine.followed_by(theirs) for mine, theirs in zip(self.rules, other.rules, strict=True)),
+        )
+
+
+class FollowedCache:
+    """Mixed into the class of a cache: what happens to its rows happens to the tracks."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """As in transformers; the tracks follow."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        _map_tracks(self, lambda part: part.index_select(0, beam_idx.to(part.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As in transformers; the tracks follow."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        _map_tracks(self, lambda part: part.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """As in transformers; the tracks follow."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        _map_tracks(self, lambda part: part[indices.to(part.device)])
+
+    def reset(self) -> None:
+        """As in transformers; the tracks are forgotten."""
+        super().reset()  # type: ignore[misc]
+        getattr(self, TRACKS).clear()
+
+
+def _map_tracks(cache: Any, change: Callable[[Tensor], Tensor]) -> None:
+    tracks: dict[str, Track] = getattr(cache, TRACKS)
+    for key, track in tracks.items():
+        tracks[key] = track.map(change)
+
+
+@memoize
+def _followed(kind: type) -> type:
+    return type(f"Followed{kind.__name__}", (FollowedCache, kind), {})
+
+
+def remember(cache: Cache, key: str, track: Track) -> None:
+    """Put a track on a cache. Raises `AttachError` where the cache cannot be followed."""
+    if not isinstance(cache, FollowedCache):
+        try:
+            cache.__class__ = _followed(type(cache))
+        except TypeError as error:
+            raise AttachError(f"cannot follow a {type(cache).__name__} through generation: {error}") from error
+        setattr(cache, TRACKS, {})
+    getattr(cache, TRACKS)[key] = track
+
+
+def recall(cache: Cache | None, key: str, batch: int) -> Track | None:
+    """The track of the tokens that are in the cache, or None for an empty one.
+
+    Raises `AttachError` for a cache that was filled without this guard: its tokens went by unseen.
+    """
+    past = 0 if cache is None else int(cache.get_seq_length())
+    if cache is None or past == 0:
+        return None
+    track: Track | None = getattr(cache, TRACKS, {}).get(key)
+    if track is None or track.length < past:
+        raise AttachError(
+            f"the cache holds {past} tokens that this guardrail has not seen. Start the conversation with the "
+            "guardrail attached, or pass the whole text without the cache."
+        )
+    if len(track.attended) != batch:
+        raise AttachError.mismatch(
+            "rows of the cache and of the input", found=batch, expected=len(track.attended),
+            fix="Expand a cache with its own methods (batch_repeat_interleave, batch_select_indices).",
+        )  # fmt: skip
+    return track.first(past)
