@@ -5,22 +5,18 @@ The command line is generated from these fields: a choice is written down once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from saeguard.calibration import Conformal, Method, Percentile
 from saeguard.clamp import ClampKind
-from saeguard.gate import Mean, Moment
+from saeguard.gate import Moment
 from saeguard.guardrail import Action
+from saeguard.options import option
 from saeguard.sae.slim import TopKMode
 from saeguard.selection import SelectionRule
 
 GateChoice = Literal["auto", "density", "evidence", "probe"]
-
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with its help text."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,10 @@ class FitConfig:
     retain: Literal["worst", "pooled"] = option("worst", "retain score over several corpora")
     floor: float = option(1e-4, "smallest retain score in the ratio, relative to the largest")
     gate: GateChoice = option("auto", "what decides; auto: evidence, unless another is better beyond its interval")
-    prior: float = option(8.0, "tokens of score 0 added to the running mean, so that the first tokens decide little")
+    accumulate: Literal["cusum", "mean"] = option("cusum", "how token scores become the statistic (the paper: mean)")
+    drift: float | None = option(
+        None, "what cusum takes off each score, in units of the topic's mean score; default: the best of a few"
+    )
     moment: Moment = option("running", "decide at every token, or once for all tokens of a forward pass (the paper)")
     latch: bool = option(True, "once triggered, triggered to the end")
     alpha: float = option(0.05, "false positives allowed in each retain corpus (conformal threshold)")
@@ -43,7 +42,7 @@ class FitConfig:
     strength: float = option(2.0, "clamp value in units of the median residual norm")
     c: float | None = option(None, "clamp value in units of feature activation instead of --strength (the paper: 500)")
     action: Action = option("clamp", "what a trigger does")
-    lengths: tuple[int, ...] = option((24, 48, 128), "tokens of the windows that text is cut into")
+    lengths: tuple[int, ...] = option((32, 64, 256), "tokens of the windows that text is cut into")
     chat: bool | None = option(None, "wrap every other document in the chat template; default: where there is one")
     sample: int = option(60_000, "tokens kept of each corpus for fitting and calibrating gates")
     quarantine: bool = option(True, "leave out retain text that looks like the topic, and the reverse; it is listed")
@@ -61,16 +60,11 @@ class FitConfig:
         """The calibration method."""
         return Conformal(self.alpha) if self.p_dyn is None else Percentile(self.p_dyn)
 
-    @property
-    def accumulator(self) -> Mean:
-        """The gate's accumulator."""
-        return Mean(self.prior)
-
 
 PRESETS: dict[str, FitConfig] = {
     "default": FitConfig(),
     "paper": replace(
-        FitConfig(), n=20, score="squared_mean", retain="pooled", gate="density", prior=0.0, moment="block",
+        FitConfig(), n=20, score="squared_mean", retain="pooled", gate="density", accumulate="mean", moment="block",
         p_dyn=95.0, clamp="dense", c=500.0, lengths=(1024,), chat=False, quarantine=False, as_authors=True,
     ),
 }  # fmt: skip

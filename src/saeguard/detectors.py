@@ -41,19 +41,19 @@ class LabelledWindows:
         return np.asarray(share * len(share) / share.sum())
 
 
-def fit_evidence(windows: LabelledWindows, *, regularisation: float = 0.3) -> Evidence:
+def fit_evidence(windows: LabelledWindows, *, regularisation: float = 0.1) -> Evidence:
     """Evidence weights from window means of 1[a_j > 0]."""
     weights, bias = _linear(windows, regularisation)
     return Evidence(torch.tensor(weights, dtype=torch.float32), bias)
 
 
-def fit_probe(windows: LabelledWindows, *, regularisation: float = 0.01) -> Probe:
+def fit_probe(windows: LabelledWindows, *, regularisation: float = 0.1) -> Probe:
     """A linear probe from window means of the residual stream."""
     weights, bias = _linear(windows, regularisation)
     return Probe(torch.tensor(weights, dtype=torch.float32), bias)
 
 
-def cross_fitted_scores(windows: LabelledWindows, *, regularisation: float = 0.01, folds: int = 5) -> Matrix:
+def cross_fitted_scores(windows: LabelledWindows, *, regularisation: float = 0.1, folds: int = 5) -> Matrix:
     """Each window's log-odds of being about the topic, from a probe that never saw its document."""
     groups = [f"{name}/{document}" for name, document in zip(windows.corpus, windows.document, strict=True)]
     scores = cross_val_predict(

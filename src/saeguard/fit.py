@@ -14,7 +14,7 @@ from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,14 +26,14 @@ from saeguard.corpus import Corpus, CorpusSummary, check_disjoint
 from saeguard.detectors import fit_evidence, fit_probe
 from saeguard.errors import CorpusError, SAEMismatchError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
-from saeguard.gate import Density, Gate
+from saeguard.gate import Accumulator, Cusum, Density, Gate, Mean, Scorer
 from saeguard.guardrail import Guardrail, Rule
 from saeguard.model import decoder_layer, model_fingerprint, text_config, tokenizer_fingerprint
 from saeguard.passages import top_passages
 from saeguard.progress import progress
 from saeguard.sae.autoencoder import SparseAutoencoder, TopK
 from saeguard.sae.slim import SlimEncoder, slim, topk_agreement, topk_thresholds
-from saeguard.sample import FORGET, ReadWindow, firing_means, means, read_windows
+from saeguard.sample import FORGET, ReadWindow, firing_means, labelled, mean_score, read_windows
 from saeguard.selection import SelectedFeature, select
 from saeguard.shards import Pass, Shard, estimated_tokens, pass_fingerprint, run_pass
 from saeguard.statistics import FeatureStatistics
@@ -43,6 +43,7 @@ Texts = str | Path | Sequence[str]
 MIN_FORGET_WINDOWS = 10
 DENSITY_FEATURES = 20
 TOPK_TOKENS = 20_000
+DRIFTS = (0.75, 1.0, 1.5, 2.0, 2.5)
 
 
 def fit(
@@ -199,18 +200,27 @@ def _fit_gates(splits: _Splits, config: FitConfig) -> dict[str, GateResult]:
         raise TooFewSequencesError.mismatch(
             "windows of forget text to fit on", found=len(forget), expected=f"at least {MIN_FORGET_WINDOWS}", fix="Give more text."
         )
-    counts = "attended" if config.as_authors else "valid"
-    scorers = {"density": Density()}
+    scorers: dict[str, Scorer] = {"density": Density()}
     if config.gate != "density":
-        scorers["evidence"] = fit_evidence(means(splits.fit, firing_means))
-        scorers["probe"] = fit_probe(means(splits.fit, lambda window: window.mean))
-    return {
-        name: evaluate_gate(
-            Gate(scorer, config.accumulator, config.moment, counts, config.latch),
-            config.method, splits.calibration, splits.test,
-        )
-        for name, scorer in scorers.items()
-    }  # fmt: skip
+        scorers["evidence"] = fit_evidence(labelled(splits.fit, firing_means))
+        scorers["probe"] = fit_probe(labelled(splits.fit, lambda window: window.mean))
+    return {name: _best(_gates(scorer, forget, config), splits, config) for name, scorer in scorers.items()}
+
+
+def _gates(scorer: Scorer, forget: Sequence[ReadWindow], config: FitConfig) -> list[Gate]:
+    """The gates that accumulate this scorer's scores: one, or one for each drift to choose from."""
+    counts: Literal["valid", "attended"] = "attended" if config.as_authors else "valid"
+    accumulators: list[Accumulator] = [Mean()]
+    if config.accumulate == "cusum":
+        unit = mean_score(scorer, forget)
+        accumulators = [Cusum(drift * unit) for drift in (DRIFTS if config.drift is None else (config.drift,))]
+    return [Gate(scorer, accumulator, config.moment, counts, config.latch) for accumulator in accumulators]
+
+
+def _best(gates: Sequence[Gate], splits: _Splits, config: FitConfig) -> GateResult:
+    """The calibrated gate that catches most calibration forget text, the first of equals."""
+    results = [evaluate_gate(gate, config.method, splits.calibration, splits.test) for gate in gates]
+    return max(results, key=lambda result: result.caught_in_calibration.hits)
 
 
 def _other_way(chosen: GateResult, splits: _Splits, config: FitConfig) -> dict[str, Any]:

@@ -5,12 +5,14 @@ A gate is a token score and a way to accumulate it:
     density    score = 1 if a selected feature is active, else 0                    (the paper)
     evidence   score = sum_j w_j 1[a_j > 0] + bias                                  (learned weights)
     probe      score = w . h + bias                                                 (no SAE)
-    Mean       statistic = sum of scores / (number of counted tokens + prior)
+    Mean       statistic = mean of the scores over the counted tokens               (the paper)
+    Cusum      statistic = S, where S <- max(0, S + score - drift) at each token     (Page 1954)
 
 and a moment: `running` decides at every token on what was read so far, so the decision is a causal
 function of the tokens, the same whether they come at once, in chunks, cached or one by one; `block` decides
 once for all tokens of a forward pass, from its end (the paper: prompt tokens are clamped by the whole prompt).
-A sequential gate is another accumulator with `start` and `advance`.
+Cusum finds a burst anywhere: ordinary text in front of it, such as a chat template, dilutes nothing.
+Another sequential gate is another accumulator with `start` and `advance`.
 """
 
 from __future__ import annotations
@@ -65,12 +67,10 @@ Scorer = Density | Evidence | Probe
 
 @dataclass(frozen=True)
 class Mean:
-    """Running mean of the scores, `prior` tokens of score 0 added. State: (sum, number of tokens).
+    """Running mean of the scores. State: (sum, number of tokens).
 
     Before the first counted token the statistic is minus infinity, which is above no threshold.
     """
-
-    prior: float = 0.0
 
     def start(self, batch: int) -> Tensor:
         """The state (batch, 2) of sequences of which nothing was read."""
@@ -78,10 +78,33 @@ class Mean:
 
     def advance(self, state: Tensor, scores: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """State (batch, tokens, 2) and statistic (batch, tokens) after each token."""
-        steps = torch.stack([scores * counted, counted.double()], dim=-1)
+        steps = torch.stack([torch.where(counted, scores, 0.0), counted.double()], dim=-1)
         states = state[:, None].to(steps.device) + steps.cumsum(dim=1)
         total, count = states.unbind(dim=-1)
-        return states, torch.where(count > 0, total / (count + self.prior), NOTHING_READ)
+        return states, torch.where(count > 0, total / count, NOTHING_READ)
+
+
+@dataclass(frozen=True)
+class Cusum:
+    """Cumulative sum of the scores less `drift`, never below 0. State: (S,)."""
+
+    drift: float
+
+    def start(self, batch: int) -> Tensor:
+        """The state (batch, 1) of sequences of which nothing was read."""
+        return torch.zeros(batch, 1, dtype=torch.float64)
+
+    def advance(self, state: Tensor, scores: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """State (batch, tokens, 1) and statistic (batch, tokens) after each token.
+
+        S_t is the walk W_t = S_0 + sum of steps, less its lowest value so far where that is below 0.
+        """
+        walk = state.to(scores.device) + torch.where(counted, scores - self.drift, 0.0).cumsum(dim=1)
+        sums = walk - walk.cummin(dim=1).values.clamp(max=0)
+        return sums[..., None], sums
+
+
+Accumulator = Mean | Cusum
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class Gate:
     """
 
     scorer: Scorer
-    accumulator: Mean = Mean()
+    accumulator: Accumulator = Mean()
     moment: Moment = "running"
     counts: Literal["valid", "attended"] = "valid"
     latch: bool = True

@@ -28,7 +28,7 @@ from saeguard.errors import (
     GuardrailError,
     MergeError,
 )
-from saeguard.gate import Density, Evidence, Gate, Mean, Probe
+from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
 from saeguard.model import decoder_layer, model_fingerprint, text_config, tokenizer_fingerprint
 from saeguard.sae.slim import SlimEncoder
 from saeguard.selection import SelectedFeature
@@ -296,7 +296,7 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
         "gate": {
             "kind": gate.kind,
             "bias": getattr(gate.scorer, "bias", 0.0),
-            "accumulator": {"mean": asdict(gate.accumulator)},
+            "accumulator": {"kind": type(gate.accumulator).__name__.lower(), **asdict(gate.accumulator)},
             "moment": gate.moment,
             "counts": gate.counts,
             "latch": gate.latch,
@@ -313,12 +313,14 @@ def _rule(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
     scorer: Density | Evidence | Probe = Density()
     if gate["kind"] != "density":
         scorer = {"evidence": Evidence, "probe": Probe}[gate["kind"]](tensors["gate.weights"], gate["bias"])
+    accumulator = dict(gate["accumulator"])
+    accumulate = {"mean": Mean, "cusum": Cusum}[accumulator.pop("kind")](**accumulator)
     return Rule(
         name=entry["name"],
         selected=tuple(SelectedFeature(**feature) for feature in entry["features"]),
         encoder=SlimEncoder(k=entry["topk"], **_subset(tensors, "encoder.")),
         decoder=tensors["decoder"],
-        gate=Gate(scorer, Mean(**gate["accumulator"]["mean"]), gate["moment"], gate["counts"], gate["latch"]),
+        gate=Gate(scorer, accumulate, gate["moment"], gate["counts"], gate["latch"]),
         threshold=entry["threshold"],
         clamp=Clamp(**entry["clamp"]),
         action=entry["action"],

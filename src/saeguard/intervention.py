@@ -9,7 +9,7 @@ that the gate reads, what the gate sees never depends on whether it has clamped.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,11 @@ from transformers import Cache
 from saeguard.errors import AttachError, NonFiniteError
 from saeguard.gate import Density, Evidence, Gate, Probe
 from saeguard.guardrail import Guardrail, Rule
-from saeguard.hooks import hooked
+from saeguard.hooks import around, hooked
 from saeguard.model import decoder_layer, replace_residual, residual_of, residual_stream
 from saeguard.sae.slim import SlimEncoder
 from saeguard.sequences import RuleTrack, Track, recall, remember
-from saeguard.tokens import TokenMasks, special_token_ids, token_masks
+from saeguard.tokens import TokenMasks, attended_tokens, special_token_ids, token_masks, without_padding
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class Guard:
         self._special = torch.tensor(special_token_ids(tokenizer), device=device)
         self._signature = inspect.signature(type(model).forward)
         self._key = uuid4().hex
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
         self._pass: _Pass | None = None
-        self._track: Track | None = None
+        self._tracks: dict[str, Track] = {}
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -69,28 +70,37 @@ class Guard:
     @property
     def all_verdicts(self) -> list[list[Verdict]]:
         """For each sequence of the last pass, the verdict of every rule."""
-        return [] if self._track is None else _verdicts(self._track, self._rules)
+        track = self._tracks.get(self._key)
+        return [] if track is None else _verdicts(track, self._rules)
 
     def judge(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Verdict]:
         """Verdicts on whole token sequences (batch, tokens), by a pass that stops at the guarded layer.
 
-        Use it after beam search, where the rows of the last pass are beams and not the sequences returned.
+        Use it after beam search, where the rows of the last pass are beams and not the sequences returned. Without
+        a mask, padding tokens at both ends are left out, unless they are also end-of-sequence tokens.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        residual_stream(self._model, self.guardrail.layer, input_ids, mask)
+        mask = without_padding(input_ids, self._pad) if attention_mask is None else attention_mask
+        right = mask.argsort(dim=1, descending=True, stable=True)
+        residual_stream(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
         return self.verdicts
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook before the model: note which tokens come and what is known of their sequences."""
-        inputs = self._signature.bind_partial(module, *args, **kwargs).arguments
-        inputs |= inputs.get("kwargs", {})
+        bound = self._signature.bind_partial(module, *args, **kwargs)
+        inputs = {**bound.arguments, **bound.kwargs}
         ids = inputs.get("input_ids")
         if not isinstance(ids, Tensor):
             raise AttachError("a guarded model needs `input_ids`: without them special tokens cannot be told apart")
-        cache = inputs.get("past_key_values")
-        track = recall(cache, self._key, len(ids))
-        attended = _attended(inputs.get("attention_mask"), ids, 0 if track is None else track.length)
+        track = recall(inputs.get("past_key_values"), self._key, len(ids))
+        past = ids.new_zeros(len(ids), 0, dtype=torch.bool) if track is None else track.attended
+        attended = attended_tokens(inputs.get("attention_mask"), ids, past)
         self._pass = _Pass(ids.to(self._special.device), attended.to(self._special.device), track)
+
+    def after_model(self, _module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> None:
+        """Hook after the model: a pass that ended well has gone through the guarded layer."""
+        missed, self._pass = self._pass is not None and output is not None, None
+        if missed:
+            raise AttachError(f"the model ran without its layer {self.guardrail.layer}: nothing was guarded")
 
     def after_layer(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Hook after the guarded layer: gate, decide, clamp. None where nothing changes."""
@@ -100,6 +110,8 @@ class Guard:
             )
         now, self._pass = self._pass, None
         hidden = residual_of(output)
+        if not bool((hidden.sum(dim=-1, dtype=torch.float32).isfinite() | ~now.attended).all()):
+            raise NonFiniteError(f"the residual stream after layer {self.guardrail.layer} holds NaN or infinite values")
         masks = token_masks(now.ids, now.attended, self._special, started=now.started)
         activations = [rule.encoder(hidden) for rule in self._rules]
         records, delta, where = [], None, torch.zeros_like(now.attended)
@@ -118,10 +130,11 @@ class Guard:
         return replace_residual(output, torch.where(where[..., None], (hidden + delta).to(hidden.dtype), hidden))
 
     def _remember(self, new: Track, old: Track | None, values: Sequence[Any]) -> None:
-        self._track = new if old is None else old.followed_by(new)
+        track = new if old is None else old.followed_by(new)
+        self._tracks = {self._key: track}
         for cache in values:
             if isinstance(cache, Cache):
-                remember(cache, self._key, self._track)
+                self._tracks = remember(cache, self._key, track)
 
 
 @dataclass(frozen=True)
@@ -163,9 +176,7 @@ class _LiveRule:
         batch = len(hidden)
         state = self.gate.accumulator.start(batch) if past is None else past.states[:, -1]
         already = hidden.new_zeros(batch, dtype=torch.bool) if past is None else past.triggered[:, -1]
-        states, statistics = self.gate.read(state.to(hidden.device), hidden, a > 0, masks)
-        if bool(statistics.isnan().any()) or bool(statistics.isposinf().any()):
-            raise NonFiniteError("the gate statistic is not a number: the residual stream holds NaN or infinite values")
+        states, statistics = self.gate.read(state.to(hidden.device), hidden.detach(), a > 0, masks)
         return RuleTrack(states, statistics, self.gate.decide(statistics, self.rule.threshold, already))
 
     def hot(self, a: Tensor, masks: TokenMasks) -> Tensor:
@@ -186,7 +197,7 @@ def attach(guardrail: Guardrail, model: nn.Module, tokenizer: Any) -> Iterator[G
     """
     guardrail.check(model, tokenizer)
     guard = Guard(guardrail, model, tokenizer)
-    with hooked(guard._layer, guard.after_layer, model=model, before=guard.before_model):
+    with around(model, guard.before_model, guard.after_model), hooked(guard._layer, guard.after_layer):
         yield guard
 
 
@@ -196,20 +207,6 @@ def _gate_to(gate: Gate, device: torch.device) -> Gate:
         return gate
     moved = type(scorer)(scorer.weights.to(device), scorer.bias)
     return Gate(moved, gate.accumulator, gate.moment, gate.counts, gate.latch)
-
-
-def _attended(mask: Any, ids: Tensor, past: int) -> Tensor:
-    """The boolean attention mask (batch, tokens) of the tokens of this pass."""
-    if mask is None:
-        return torch.ones_like(ids, dtype=torch.bool)
-    if isinstance(mask, Mapping):
-        mask = next(iter(mask.values()))
-    if mask is not None and mask.dim() == 2:
-        return mask[:, past : past + ids.shape[1]].bool()
-    raise AttachError.mismatch(
-        "attention mask of a guarded model", found=type(mask).__name__ if mask is None else tuple(mask.shape),
-        expected="(batch, tokens)", fix="Pass the tokenizer's attention_mask.",
-    )  # fmt: skip
 
 
 def _verdicts(track: Track, rules: Sequence[_LiveRule]) -> list[list[Verdict]]:
@@ -226,14 +223,14 @@ def _verdicts(track: Track, rules: Sequence[_LiveRule]) -> list[list[Verdict]]:
 
 
 def _verdict(live: _LiveRule, record: RuleTrack, attended: Tensor, counts: Tensor) -> Verdict:
-    triggered = record.triggered[0]
-    first = int(triggered.float().argmax()) if bool(triggered.any()) else None
+    """The verdict of one row, (1, tokens) in `record`; padding triggers nothing, though a block decides for it too."""
+    triggered = record.triggered[0, attended]
     order = counts.sort(descending=True, stable=True)
     return Verdict(
         rule=live.rule.name,
         statistic=float(live.gate.sequence_statistic(record.statistics)),
         threshold=live.rule.threshold,
-        triggered=bool(triggered[-1]),
-        first_token=None if first is None else int(attended[: first + 1].sum()) - 1,
+        triggered=bool(triggered.any()),
+        first_token=int(triggered.float().argmax()) if bool(triggered.any()) else None,
         features=tuple(live.rule.features[i] for i, hits in zip(order.indices, order.values, strict=True) if hits > 0),
     )

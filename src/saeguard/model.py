@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from saeguard.errors import LayerError, ModelError
-from saeguard.hooks import AfterLayer, hooked
+from saeguard.hooks import AfterModule, hooked
 from saeguard.tokens import special_token_ids
 
 
@@ -58,11 +58,12 @@ def text_config(model: nn.Module) -> Any:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder blocks: of all module lists of the configured length, the outermost one."""
-    count = text_config(model).num_hidden_layers
+    """The list of decoder blocks: of all module lists of the configured length in the decoder, the outermost one."""
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    decoder: nn.Module = model.get_decoder() if isinstance(model, PreTrainedModel) else model  # type: ignore[no-untyped-call]
     candidates = [
         (name.count("."), name, module)
-        for name, module in model.named_modules()
+        for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if getattr(model.config, "is_encoder_decoder", False) or not candidates:
@@ -109,7 +110,7 @@ def residual_streams(
     """Residual stream (batch, tokens, d_model) after each of some blocks. No block after the last is run."""
     streams: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> AfterLayer:
+    def keep(layer: int) -> AfterModule:
         def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             streams[layer] = residual_of(output)
             if layer == max(layers):

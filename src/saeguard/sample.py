@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saeguard.corpus import Split
 from saeguard.detectors import LabelledWindows
-from saeguard.gate import Gate, Probe
+from saeguard.gate import Gate, Probe, Scorer
 from saeguard.sae.slim import SlimEncoder
 from saeguard.shards import SampledWindow, Shard
 from saeguard.tokens import TokenMasks
@@ -25,7 +25,7 @@ FORGET = "forget"
 @dataclass(frozen=True)
 class ReadWindow:
     """A sampled window after encoding: `activations` (tokens, n) of the selected features, masks (1, tokens),
-    the mean residual stream (d_model,) and the median residual norm over its valid tokens."""
+    the mean residual stream (d_model,) and its median norm over the valid tokens."""
 
     corpus: str
     document: int
@@ -65,7 +65,12 @@ def _read(window: SampledWindow, hidden: Tensor, encoder: SlimEncoder, shard: Sh
     )  # fmt: skip
 
 
-def means(windows: Sequence[ReadWindow], column: Callable[[ReadWindow], Tensor]) -> LabelledWindows:
+def firing_means(window: ReadWindow) -> Tensor:
+    """Share of valid tokens on which each selected feature is active (n,)."""
+    return (window.activations > 0)[window.masks.valid[0]].float().mean(dim=0)
+
+
+def labelled(windows: Sequence[ReadWindow], column: Callable[[ReadWindow], Tensor]) -> LabelledWindows:
     """Rows for a detector: one vector a window."""
     return LabelledWindows(
         x=torch.stack([column(window) for window in windows]).double().numpy(),
@@ -75,22 +80,28 @@ def means(windows: Sequence[ReadWindow], column: Callable[[ReadWindow], Tensor])
     )
 
 
-def firing_means(window: ReadWindow) -> Tensor:
-    """Share of valid tokens on which each selected feature is active (n,)."""
-    return (window.activations > 0)[window.masks.valid[0]].float().mean(dim=0)
-
-
 def statistics(gate: Gate, windows: Sequence[ReadWindow]) -> list[float]:
     """The gate statistic of each window, by the code that serves."""
-    hidden = _hidden(windows) if isinstance(gate.scorer, Probe) else [None] * len(windows)
-    return [_statistic(gate, window, h) for window, h in zip(windows, hidden, strict=True)]
+    found = []
+    for window, stream in zip(windows, _streams(gate.scorer, windows), strict=True):
+        active = (window.activations > 0)[None]
+        _, after = gate.read(gate.accumulator.start(1), stream[None], active, window.masks)
+        found.append(float(gate.sequence_statistic(after)))
+    return found
 
 
-def _statistic(gate: Gate, window: ReadWindow, hidden: Tensor | None) -> float:
-    stream = window.activations if hidden is None else hidden
-    active = (window.activations > 0)[None]
-    _, after = gate.read(gate.accumulator.start(1), stream[None], active, window.masks)
-    return float(gate.sequence_statistic(after))
+def mean_score(scorer: Scorer, windows: Sequence[ReadWindow]) -> float:
+    """Mean score of a counted token of these windows."""
+    scores = [
+        scorer.scores(stream, window.activations > 0)[window.masks.valid[0]]
+        for window, stream in zip(windows, _streams(scorer, windows), strict=True)
+    ]
+    return float(torch.cat(scores).mean())
+
+
+def _streams(scorer: Scorer, windows: Sequence[ReadWindow]) -> list[Tensor]:
+    """The residual streams where the scorer looks at them; else the activations stand in, unread."""
+    return _hidden(windows) if isinstance(scorer, Probe) else [window.activations for window in windows]
 
 
 def _hidden(windows: Sequence[ReadWindow]) -> list[Tensor]:

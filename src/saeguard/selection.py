@@ -59,7 +59,7 @@ def score(statistics: FeatureStatistics, rule: SelectionRule) -> Tensor:
     """The score of every feature on one corpus (d_sae,), float64."""
     if rule.score == "second_moment":
         return statistics.second_moment
-    mean = statistics.mean.float().mul(1e6).round().div(1e6).double() if rule.as_authors else statistics.mean
+    mean = statistics.mean.float().double().mul(1e6).round().div(1e6) if rule.as_authors else statistics.mean
     return mean.square()
 
 

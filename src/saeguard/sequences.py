@@ -1,9 +1,8 @@
 """What a guard remembers of each sequence, and how it follows the sequence through a KV cache.
 
 A `Track` holds, for each row of a batch, what the gate knew after each token. It travels on the cache object
-itself: when transformers reorders beams, repeats rows or starts over, the track does the same; when tokens are
-cropped (assisted decoding), the next pass finds a shorter cache and the track is cut to it; a deep copy of the
-cache carries a copy of the track.
+itself: when transformers reorders beams, repeats rows, takes tokens back (assisted decoding) or starts over, the
+track does the same; a deep copy of the cache carries a copy of the track.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Track:
 
     def first(self, tokens: int) -> Track:
         """The record of the first `tokens` positions."""
-        return self if tokens == self.length else self.map(lambda part: part[:, :tokens])
+        return self if tokens >= self.length else self.map(lambda part: part[:, :tokens])
 
     def followed_by(self, other: Track) -> Track:
         """This record and then the other, along the tokens."""
@@ -80,28 +79,33 @@ class FollowedCache:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """As in transformers; the tracks follow."""
         super().reorder_cache(beam_idx)  # type: ignore[misc]
-        _map_tracks(self, lambda part: part.index_select(0, beam_idx.to(part.device)))
+        _replace_tracks(self, lambda track: track.map(lambda part: part.index_select(0, beam_idx.to(part.device))))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """As in transformers; the tracks follow."""
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        _map_tracks(self, lambda part: part.repeat_interleave(repeats, dim=0))
+        _replace_tracks(self, lambda track: track.map(lambda part: part.repeat_interleave(repeats, dim=0)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """As in transformers; the tracks follow."""
         super().batch_select_indices(indices)  # type: ignore[misc]
-        _map_tracks(self, lambda part: part[indices.to(part.device)])
+        _replace_tracks(self, lambda track: track.map(lambda part: part[indices.to(part.device)]))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """As in transformers; the tracks are cut to the same length."""
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        past = int(self.get_seq_length())  # type: ignore[attr-defined]
+        _replace_tracks(self, lambda track: track.first(past))
 
     def reset(self) -> None:
-        """As in transformers; the tracks are forgotten."""
+        """As in transformers; the tracks are forgotten here, not by those who still look at them."""
         super().reset()  # type: ignore[misc]
-        getattr(self, TRACKS).clear()
+        setattr(self, TRACKS, {})
 
 
-def _map_tracks(cache: Any, change: Callable[[Tensor], Tensor]) -> None:
+def _replace_tracks(cache: Any, change: Callable[[Track], Track]) -> None:
     tracks: dict[str, Track] = getattr(cache, TRACKS)
-    for key, track in tracks.items():
-        tracks[key] = track.map(change)
+    tracks.update({key: change(track) for key, track in tracks.items()})
 
 
 @memoize
@@ -109,15 +113,17 @@ def _followed(kind: type) -> type:
     return type(f"Followed{kind.__name__}", (FollowedCache, kind), {})
 
 
-def remember(cache: Cache, key: str, track: Track) -> None:
-    """Put a track on a cache. Raises `AttachError` where the cache cannot be followed."""
+def remember(cache: Cache, key: str, track: Track) -> dict[str, Track]:
+    """Put a track on a cache; the tracks there, which follow it. Raises `AttachError` where it cannot be followed."""
     if not isinstance(cache, FollowedCache):
         try:
             cache.__class__ = _followed(type(cache))
         except TypeError as error:
             raise AttachError(f"cannot follow a {type(cache).__name__} through generation: {error}") from error
         setattr(cache, TRACKS, {})
-    getattr(cache, TRACKS)[key] = track
+    tracks: dict[str, Track] = getattr(cache, TRACKS)
+    tracks[key] = track
+    return tracks
 
 
 def recall(cache: Cache | None, key: str, batch: int) -> Track | None:

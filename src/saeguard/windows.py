@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saeguard.corpus import Document, Split, text_key
 
-LENGTHS = (24, 48, 128)
+LENGTHS = (32, 64, 256)
 MIN_TOKENS = 8
 
 

@@ -8,13 +8,16 @@ guardrail therefore carries only the few it uses. Why no library: docs/dependenc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from saeguard.options import option
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder
 
 
@@ -22,15 +25,11 @@ from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder
 class SAETraining:
     """How an SAE is trained."""
 
-    width: int = 4608
-    """Number of features, d_sae."""
-    k: int = 32
-    """Mean number of active features a token, L0."""
-    token_passes: int = 3_000_000
-    """Tokens seen, each token counted every time it is seen."""
-    batch: int = 2048
-    """Tokens in a step."""
-    learning_rate: float = 1e-3
+    width: int = option(4608, "number of features, d_sae")
+    k: int = option(32, "mean number of active features a token, L0")
+    token_passes: int = option(2_500_000, "tokens seen, each token counted every time it is seen")
+    batch: int = option(2048, "tokens in a step")
+    learning_rate: float = option(1e-3, "peak learning rate")
     seed: int = 0
 
 
@@ -39,6 +38,7 @@ DECAY_SHARE = 0.2
 SILENT_STEPS = 100
 AUXILIARY_WEIGHT = 1 / 32
 AUXILIARY_K = 256
+CHECKPOINT_STEPS = 100
 QUANTILE_SAMPLE = 262_144
 
 
@@ -73,28 +73,57 @@ class _Trainee(nn.Module):
 
 
 def train(
-    residuals: Tensor, config: SAETraining, *, on_step: Callable[[int], None] = lambda tokens: None, metadata: dict[str, Any]
+    residuals: Tensor,
+    config: SAETraining,
+    *,
+    metadata: dict[str, Any],
+    on_step: Callable[[int], None] = lambda tokens: None,
+    checkpoint: Path | None = None,
 ) -> SparseAutoencoder:
-    """An SAE for residual streams like the rows of `residuals` (tokens, d_model), in plain units."""
+    """An SAE for residual streams like the rows of `residuals` (tokens, d_model), in plain units.
+
+    With `checkpoint`, a killed run goes on from there; the file is removed at the end.
+    """
     torch.manual_seed(config.seed)
     mean, scale = _moments(residuals)
     trainee = _Trainee(residuals.shape[1], config).to(mean.device)
     steps = max(1, config.token_passes // config.batch)
     optimizer = torch.optim.Adam(trainee.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     order = torch.randperm(len(residuals))
-    for step in range(steps):
+    first = _restore(checkpoint, trainee, optimizer)
+    on_step(first * config.batch)
+    for step in range(first, steps):
         start = step * config.batch % max(1, len(order) - config.batch)
         rows = order[start : start + config.batch]
         x = ((residuals[rows].to(mean.device).float() - mean) / scale).bfloat16()
-        loss = _loss(trainee, x, config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate(step, steps)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        _loss(trainee, x, config, step).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        schedule.step()
         trainee.normalise_decoder()
         on_step(len(rows))
+        if checkpoint and (step + 1) % CHECKPOINT_STEPS == 0:
+            _keep(checkpoint, trainee, optimizer, step + 1)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     return _plain_units(trainee, mean, scale, metadata)
+
+
+def _keep(path: Path, trainee: _Trainee, optimizer: torch.optim.Adam, step: int) -> None:
+    temporary = path.with_suffix(".partial")
+    torch.save({"step": step, "trainee": trainee.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
+    os.replace(temporary, path)
+
+
+def _restore(path: Path | None, trainee: _Trainee, optimizer: torch.optim.Adam) -> int:
+    """The step to go on from: 0 without a checkpoint."""
+    if path is None or not path.is_file():
+        return 0
+    kept = torch.load(path, weights_only=True)
+    trainee.load_state_dict(kept["trainee"])
+    optimizer.load_state_dict(kept["optimizer"])
+    return int(kept["step"])
 
 
 def _loss(trainee: _Trainee, x: Tensor, config: SAETraining, step: int) -> Tensor:

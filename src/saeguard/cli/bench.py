@@ -1,0 +1,79 @@
+"""`saeguard bench`."""
+
+from __future__ import annotations
+
+import argparse
+
+from saeguard.cli.options import add_common, add_model, console, emit
+
+HELP = "time the product itself: overhead of a guardrail, throughput of fit"
+EXAMPLE = "saeguard bench overhead --guardrail guardrails/astronomy"
+BENCHES = ("overhead", "fit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench`."""
+    parser.add_argument("name", nargs="?", choices=BENCHES, metavar="NAME", help=f"one of: {', '.join(BENCHES)}")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
+    parser.add_argument("--guardrail", metavar="DIR", help="guardrail to time (overhead)")
+    parser.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
+    parser.add_argument("--pairs", type=int, default=15, metavar="N", help="paired runs a case (default: 15)")
+    parser.add_argument("--tokens", type=int, default=50_000, metavar="N", help="tokens of text (fit; default: 50000)")
+    add_model(parser)
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run one benchmark and print its table."""
+    from saeguard.errors import UsageError
+
+    if args.list:
+        console().print("overhead   forward passes with and without a guardrail, in pairs\n"
+                        "fit        throughput of the offline pass against the bare truncated forward pass, and its memory")  # fmt: skip
+    elif args.name == "overhead":
+        _overhead(args)
+    elif args.name == "fit":
+        _fit(args)
+    else:
+        raise UsageError(f"which benchmark? Expected one of: {', '.join(BENCHES)}")
+
+
+def _overhead(args: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from saeguard import Guardrail
+    from saeguard.bench import DECODE_BATCHES, PREFILL_TOKENS, overhead
+    from saeguard.cli.loading import load
+    from saeguard.errors import UsageError
+    from saeguard.progress import progress
+
+    if not args.guardrail:
+        raise UsageError("bench overhead needs --guardrail DIR")
+    guardrail = Guardrail.from_pretrained(args.guardrail)
+    loaded = load(args)
+    sae, _ = loaded.sae_and_layer(args.sae, guardrail.layer)
+    total = args.pairs * (len(PREFILL_TOKENS) + len(DECODE_BATCHES))
+    with progress("timing", total, unit="pairs") as advance:
+        rows = overhead(loaded.model, loaded.tokenizer, guardrail, sae, pairs=args.pairs, advance=advance)
+    if args.json:
+        emit(rows)
+        return
+    table = Table("pass", "tokens", "batch", "unguarded ms", "guarded ms", "full SAE ms", "overhead")
+    for name, some in rows.items():
+        for row in some:
+            table.add_row(name, f"{row['tokens']}", f"{row['batch']}", f"{row['unguarded_ms']:.1f}",
+                          f"{row['guarded_ms']:.1f}", f"{row['full_sae_ms']:.1f}", f"{row['overhead']:+.1%}")  # fmt: skip
+    console().print(table)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from saeguard.bench_fit import fit_throughput
+    from saeguard.cli.loading import load
+
+    loaded = load(args)
+    sae, layer = loaded.sae_and_layer(args.sae, None)
+    row = fit_throughput(loaded.model, loaded.tokenizer, sae, layer, tokens=args.tokens)
+    if args.json:
+        emit(row)
+    else:
+        console().print("\n".join(f"{name:24} {value:,.2f}" for name, value in row.items()))

@@ -1,0 +1,66 @@
+"""`saeguard fit`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from saeguard.cli.options import add_common, add_fields, add_model, console, emit, fit_config, named_files
+from saeguard.config import PRESETS, FitConfig
+
+HELP = "from texts to forget and texts to keep to a guardrail"
+EXAMPLE = (
+    "saeguard fit --model HuggingFaceTB/SmolLM2-135M-Instruct --sae SAE_FOLDER --layer 6 \\\n"
+    "    --forget chemistry.jsonl --retain physics=physics.jsonl chat=chat.jsonl news=news.txt --out guardrails/chemistry"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `fit`."""
+    add_model(parser)
+    parser.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
+    parser.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
+    parser.add_argument("--forget", required=True, metavar="FILE", help=".txt, .jsonl[.gz], .parquet or hf:DATASET[:CONFIG]:SPLIT:COLUMN")
+    parser.add_argument("--retain", required=True, nargs="+", action="extend", metavar="NAME=FILE",
+                        help="named texts that must stay untouched; give several, near neighbours of the topic among them")  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the guardrail")
+    parser.add_argument("--work", metavar="DIR", help="folder for finished shards (default: DIR.work); a killed run resumes there")
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                        help="use finished shards of an earlier run (default: yes)")  # fmt: skip
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="paper: as the authors' code computes it")
+    add_common(parser)
+    add_fields(parser, FitConfig, skip=("seed",))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fit, save, and say how good it is."""
+    import shutil
+    from pathlib import Path
+
+    from saeguard import fit
+    from saeguard.cli.loading import load
+    from saeguard.report.terminal import print_report
+
+    config = fit_config(args)
+    retain = named_files(args.retain)
+    work = Path(args.work or f"{args.out}.work")
+    if not args.resume:
+        shutil.rmtree(work, ignore_errors=True)
+    loaded = load(args)
+    sae, layer = loaded.sae_and_layer(args.sae, args.layer)
+    guardrail = fit(
+        loaded.model, loaded.tokenizer, sae, layer=layer, forget=args.forget, retain=retain,
+        config=config, work_dir=work, show_progress=True,
+    )  # fmt: skip
+    folder = guardrail.save_pretrained(args.out)
+    if args.json:
+        emit(_summary(str(folder), guardrail))
+        return
+    print_report(guardrail, console())
+    console().print(f"\nSaved to {folder}. Next: saeguard inspect {folder} --page page.html")
+
+
+def _summary(folder: str, guardrail: Any) -> dict[str, Any]:
+    chosen = guardrail.evidence["gates"][guardrail.evidence["chosen"]]
+    keys = ("gate", "threshold", "caught", "false_positives", "auroc")
+    return {"artifact": folder, "features": list(guardrail.features), **{key: chosen[key] for key in keys}}

@@ -1,0 +1,89 @@
+"""What the commands share: options generated from config dataclasses, and the options of every command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rich.console import Console
+
+from saeguard.config import PRESETS, FitConfig
+from saeguard.errors import UsageError
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that runs a model."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the GPU where there is one)")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
+                        help="default: bfloat16 where the hardware computes in it")  # fmt: skip
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`--model`, which defaults to the embedded one."""
+    parser.add_argument("--model", metavar="M", help="hub id or folder (default: the embedded SmolLM2-135M-Instruct)")
+
+
+def add_fields(parser: argparse.ArgumentParser, config: type, skip: Sequence[str] = ()) -> None:
+    """One option for each field of a dataclass whose metadata has a help text; unset options stay unset."""
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if "help" in field.metadata and field.name not in skip:
+            shown = "" if field.default is None else f" (default: {_shown(field.default)})"
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", dest=field.name, default=argparse.SUPPRESS,
+                help=field.metadata["help"] + shown, **_kind(hints[field.name]),
+            )  # fmt: skip
+
+
+def fit_config(args: argparse.Namespace) -> FitConfig:
+    """The preset with the options that were given."""
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items() if name in names}
+    return dataclasses.replace(PRESETS[args.preset], **given)
+
+
+def named_files(pairs: Sequence[str]) -> dict[str, str]:
+    """`NAME=FILE` options. Raises `UsageError`."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, file = pair.partition("=")
+        if not (name and equals and file):
+            raise UsageError(f"--retain {pair}: expected NAME=FILE, for example chat=chat.jsonl")
+        if name in found:
+            raise UsageError(f"--retain {name} is given twice: every retain corpus needs its own name")
+        found[name] = file
+    return found
+
+
+def emit(value: Any) -> None:
+    """Print one JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def console(*, quiet: bool = False) -> Console:
+    """Where people read: standard output, or standard error when standard output is for machines."""
+    return Console(stderr=quiet, highlight=False)
+
+
+def _kind(hint: Any) -> dict[str, Any]:
+    """argparse's keywords for a type annotation."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    if get_origin(hint) is tuple:
+        return {"type": get_args(hint)[0], "nargs": "+"}
+    return {"type": hint, "metavar": {int: "N", float: "X"}.get(hint, "TEXT")}
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Judging a model, guarded or not: one file a kind of test."""

@@ -1,0 +1,258 @@
+"""A guardrail as rows to read. The terminal report and the page show these same rows.
+
+Text that comes from outside (names, passages, answers) passes through `visible`: no control character, escape
+sequence or direction override reaches a terminal or a page. Figures that a guardrail lacks are left out, not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from saeguard.calibration import Rate
+from saeguard.gate import Cusum, Evidence, Gate
+from saeguard.guardrail import Guardrail, Rule
+from saeguard.sample import FORGET
+from saeguard.selection import SelectedFeature
+
+SCORERS = {
+    "density": "density: the share of tokens at which a selected feature is active",
+    "evidence": "evidence: learned weights over the selected features",
+    "probe": "probe: a linear probe on the residual stream",
+}
+ACTIONS = {
+    "clamp": "clamp: the selected features are set to -c at hot tokens, and the model goes on",
+    "refuse": "refuse: the model answers with a refusal",
+    "monitor": "monitor: the trigger is only recorded, nothing is changed",
+}
+
+
+def visible(text: str) -> str:
+    """The text with line ends shown as ⏎ and every other unprintable character as �."""
+    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "�" for c in text)
+
+
+def percent(value: float) -> str:
+    """0.0667 is "6.7 %"; only 0 is "0 %"."""
+    if 0 < value < 0.0005:
+        return "<0.1 %"
+    return f"{100 * value:.1f}".removesuffix(".0") + " %"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, with thousands separated; "-" for none."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of n windows (or questions) did something, with a 95 % Wilson interval."""
+
+    name: str
+    hits: int
+    n: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, name: str, entry: Mapping[str, Any]) -> Self:
+        """From a rate as the artifact stores it (`Rate.as_dict`)."""
+        low, high = entry["interval"]
+        return cls(visible(name), entry["hits"], entry["n"], entry["rate"], low, high)
+
+    @classmethod
+    def from_rate(cls, name: str, value: float, n: int) -> Self:
+        """From a rate and the number it is of."""
+        rate = Rate(round(value * n), n)
+        return cls(visible(name), rate.hits, n, value, *rate.interval)
+
+    @property
+    def percent(self) -> str:
+        """The rate; "-" of nothing."""
+        return percent(self.rate) if self.n else "-"
+
+    @property
+    def interval(self) -> str:
+        """The interval, in percent."""
+        return f"{100 * self.low:.0f} to {100 * self.high:.0f} %" if self.n else "-"
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One of the gates that were compared."""
+
+    kind: str
+    chosen: bool
+    threshold: float
+    caught: Share
+    false_positives: tuple[Share, ...]
+    by_length: tuple[tuple[str, Share, Share], ...]
+    auroc: float | None
+
+    @property
+    def worst(self) -> Share | None:
+        """The retain corpus with the highest false-positive rate; the larger one of equals."""
+        return max(self.false_positives, key=lambda share: (share.rate, share.n), default=None)
+
+    @property
+    def mean_false(self) -> float:
+        """Mean of the corpora's false-positive rates."""
+        return sum(share.rate for share in self.false_positives) / max(1, len(self.false_positives))
+
+    @property
+    def wrong(self) -> tuple[int, int]:
+        """Retain windows that triggered, and retain windows."""
+        return sum(share.hits for share in self.false_positives), sum(share.n for share in self.false_positives)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Where a feature is strong: the token in its context."""
+
+    corpus: str
+    activation: float
+    before: str
+    token: str
+    after: str
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """One feature. `weight` is its weight in the evidence gate, where that is the gate."""
+
+    rank: int
+    feature: SelectedFeature
+    clamped: bool
+    weight: float | None
+    passages: tuple[Passage, ...]
+
+    @property
+    def forget_rate(self) -> float:
+        """Firing rate on the topic."""
+        return self.feature.firing_rates.get(FORGET, 0.0)
+
+    @property
+    def worst_retain(self) -> tuple[str, float]:
+        """The retain corpus in which it fires most, and the rate there."""
+        retain = {name: rate for name, rate in self.feature.firing_rates.items() if name != FORGET}
+        name = max(retain, key=retain.__getitem__, default="-")
+        return visible(name), retain.get(name, 0.0)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The different tokens of its strongest passages."""
+        return tuple(dict.fromkeys(passage.token.strip() or "␣" for passage in self.passages))
+
+
+def gate_rows(rule: Rule) -> list[GateRow]:
+    """The compared gates, the chosen one first."""
+    chosen = rule.evidence.get("chosen", rule.gate.kind)
+    rows = [_gate_row(kind, kind == chosen, entry) for kind, entry in rule.evidence.get("gates", {}).items()]
+    return sorted(rows, key=lambda row: not row.chosen)
+
+
+def _gate_row(kind: str, chosen: bool, entry: Mapping[str, Any]) -> GateRow:
+    return GateRow(
+        kind=kind,
+        chosen=chosen,
+        threshold=entry["threshold"],
+        caught=Share.of(FORGET, entry["caught"]),
+        false_positives=tuple(Share.of(name, rate) for name, rate in entry["false_positives"].items()),
+        by_length=tuple(
+            (length, Share.of(FORGET, rates["caught"]), Share.of("retain", rates["false_positives"]))
+            for length, rates in sorted(entry["by_length"].items(), key=lambda item: int(item[0]))
+        ),
+        auroc=entry["auroc"],
+    )
+
+
+def feature_rows(rule: Rule) -> list[FeatureRow]:
+    """The features in rank order."""
+    scorer, clamped = rule.gate.scorer, rule.gate.clamped(len(rule.selected)).tolist()
+    weights = scorer.weights.tolist() if isinstance(scorer, Evidence) else [None] * len(rule.selected)
+    passages = rule.evidence.get("passages", {})
+    return [
+        FeatureRow(rank, feature, clamped[rank - 1], weights[rank - 1], _passages(passages.get(str(feature.id), ())))
+        for rank, feature in enumerate(rule.selected, 1)
+    ]
+
+
+_PARTS = ("before", "token", "after")
+
+
+def _passages(entries: Sequence[Mapping[str, Any]]) -> tuple[Passage, ...]:
+    return tuple(
+        Passage(visible(entry["corpus"]), entry["activation"], *(visible(entry[part]) for part in _PARTS))
+        for entry in entries
+    )
+
+
+def model_name(guardrail: Guardrail) -> str:
+    """The model's name, or the kind of model where it has none."""
+    return visible(str(guardrail.model.get("name") or guardrail.model.get("config", {}).get("model_type", "a model")))
+
+
+def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
+    """What the guardrail is, as labels and values."""
+    config, sae, clamp = guardrail.model.get("config", {}), guardrail.sae, rule.clamp
+    clamped = int(rule.gate.clamped(len(rule.features)).sum())
+    rows = [
+        ("Model", f"{model_name(guardrail)} ({config.get('model_type', '?')}, {config.get('num_hidden_layers', '?')} layers, "
+         f"d_model {config.get('hidden_size', '?')}; weights {guardrail.model.get('weights', '?')})"),
+        ("Layer", f"{guardrail.layer}: the residual stream that leaves decoder block {guardrail.layer}"),
+        ("SAE", f"{visible(str(sae.get('source', '?')))} ({sae.get('activation', '?')}, {number(sae.get('d_sae'))} features; "
+         f"{sae.get('fingerprint', '?')})"),
+        ("Features", f"{len(rule.features)} selected, {clamped} of them clamped"),
+        ("Gate", describe_gate(rule.gate)),
+        ("Threshold", f"{number(rule.threshold)}{describe_method(rule)}"),
+        ("Action", ACTIONS[rule.action]),
+        ("Clamp", f"{clamp.kind}, c = {number(clamp.c)} ({number(clamp.strength)} times the median residual norm)"),
+    ]  # fmt: skip
+    if topk := rule.evidence.get("topk"):
+        rows.append(("TopK", f"fixed thresholds, agreement with exact TopK {percent(topk['agreement'])}"))
+    elif rule.encoder.k is not None:
+        rows.append(("TopK", f"exact: the whole encoder travels with the guardrail (k = {rule.encoder.k})"))
+    if windows := rule.evidence.get("windows"):
+        rows.append(("Text", ", ".join(f"{number(windows[split])} windows to {use}" for split, use in _USES.items())))
+    versions = ", ".join(f"{name} {version}" for name, version in guardrail.versions.items())
+    return [*rows, ("Made with", visible(versions) or "-")]
+
+
+_USES = {"fit": "fit on", "calibration": "calibrate on", "test": "test on"}
+
+
+def describe_gate(gate: Gate) -> str:
+    """In words: the token score, how it is accumulated, when it decides."""
+    how = "averaged over the tokens"
+    if isinstance(gate.accumulator, Cusum):
+        how = f"accumulated as a CUSUM with drift {number(gate.accumulator.drift)}"
+    when = "decided at every token" if gate.moment == "running" else "decided once per forward pass"
+    return f"{SCORERS[gate.kind]}; {how}, {when}" + (", kept once triggered" if gate.latch else "")
+
+
+def chosen_summary(rule: Rule) -> Mapping[str, Any] | None:
+    """The stored figures of the gate in use, if there are any."""
+    found: Mapping[str, Any] | None = rule.evidence.get("gates", {}).get(rule.evidence.get("chosen", rule.gate.kind))
+    return found
+
+
+def alpha(rule: Rule) -> float | None:
+    """The false-positive rate promised per retain corpus, where the threshold is conformal."""
+    found: float | None = ((chosen_summary(rule) or {}).get("method") or {}).get("alpha")
+    return found
+
+
+def describe_method(rule: Rule) -> str:
+    """How the threshold was found, and which group of windows set it."""
+    summary = chosen_summary(rule)
+    if summary is None:
+        return ""
+    highest = max(summary["bounds"], key=lambda bound: bound["value"], default=None)
+    by = f", set by {visible(highest['group'])} (n = {highest['n']})" if highest else ""
+    if (level := alpha(rule)) is not None:
+        return f", split conformal at alpha = {level:g} for every retain corpus and length{by}"
+    return f", the {summary['method'].get('p_dyn', 0):g}th percentile of the retain windows"
