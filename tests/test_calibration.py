@@ -80,6 +80,11 @@ def test_percentile_is_numpys_over_all_corpora(values, p):
     assert calibrate(corpora, Percentile(p)).threshold == np.percentile(values, p)
 
 
+def test_percentile_of_nothing_is_refused():
+    with pytest.raises(TooFewSequencesError):
+        calibrate({"wiki": []}, Percentile(95.0))
+
+
 def test_paper_threshold_is_the_authors():
     random = np.random.default_rng(1)
     a = random.normal(size=(40, 30, 16)).clip(min=0) * (random.random((40, 30, 16)) < 0.2)

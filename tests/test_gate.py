@@ -22,7 +22,13 @@ SCORERS = {
 }
 ACCUMULATORS = {"mean": Mean(), "cusum": Cusum(0.375)}
 PAD, SPECIAL = 0, 1
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def tolerance(scorer) -> dict[str, float]:
+    """The probe multiplies in float32, whose rounding depends on the shape of the block; the others are in float64."""
+    close = 1e-5 if isinstance(scorer, Probe) else 1e-12
+    return {"rtol": close, "atol": close}
+
 
 
 def texts(seed: int, batch: int, tokens: int, *, left: bool = False) -> tuple[Tensor, Tensor, TokenMasks]:
@@ -78,7 +84,7 @@ class TestEveryGate:
         whole = read_in(gate, [], threshold, case)
         for chunks in (cuts, list(range(1, tokens))):
             statistics, triggered = read_in(gate, chunks, threshold, case)
-            torch.testing.assert_close(statistics, whole[0], **CLOSE)
+            torch.testing.assert_close(statistics, whole[0], **tolerance(gate.scorer))
             assert torch.equal(triggered, whole[1])
 
     @given(seed=st.integers(0, 999))
@@ -90,7 +96,7 @@ class TestEveryGate:
             keep = masks.attended[row]
             alone = TokenMasks(*(mask[row, keep][None] for mask in (masks.attended, masks.first, masks.valid)))
             _, single = gate.read(gate.accumulator.start(1), hidden[row, keep][None], active[row, keep][None], alone)
-            torch.testing.assert_close(together[row, keep], single[0], **CLOSE)
+            torch.testing.assert_close(together[row, keep], single[0], **tolerance(gate.scorer))
 
     @given(seed=st.integers(0, 999), left=st.booleans())
     def test_statistics_are_those_of_a_loop(self, scorer, accumulator, seed, left):
@@ -188,7 +194,7 @@ def test_later_tokens_never_change_a_running_decision(seed, tokens, data):
     end = data.draw(st.integers(1, tokens - 1))
     whole = read_in(gate, [], 0.5, (hidden, active, masks))
     start = read_in(gate, [], 0.5, (hidden[:, :end], active[:, :end], part(masks, 0, end)))
-    torch.testing.assert_close(start[0], whole[0][:, :end], **CLOSE)
+    torch.testing.assert_close(start[0], whole[0][:, :end], **tolerance(gate.scorer))
     assert torch.equal(start[1], whole[1][:, :end])
 
 

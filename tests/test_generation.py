@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model, make_sae
-from tiny import NEW, generate, judged, mixed_guardrail, padded, prompts, same_verdicts, slow_guard
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, pipeline
 
+from conftest import make_model, make_sae
 from saeguard.errors import AttachError
 from saeguard.guardrail import Guardrail
 from saeguard.intervention import Verdict
 from saeguard.sae.autoencoder import SparseAutoencoder
+from tiny import NEW, generate, judged, mixed_guardrail, padded, prompts, same_verdicts, slow_guard
 
 LENGTHS = (5, 9, 12, 7, 16, 6, 11, 8)
 
@@ -116,7 +116,7 @@ def test_cached_passes_give_the_logits_of_one_pass(case: Case) -> None:
             verdict = guard.verdicts
             cache, parts = DynamicCache(config=case.model.config), []
             for chunk in row.split(4, dim=1):
-                parts.append(case.model(chunk, past_key_values=cache).logits)
+                parts += [case.model(chunk, past_key_values=cache).logits]
             same_verdicts(guard.verdicts, verdict)
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-3, atol=1e-3)
 
@@ -128,8 +128,7 @@ def test_a_cache_goes_on_over_chat_turns(case: Case) -> None:
             longer = torch.cat([first.sequences, more[:, 1:]], dim=1)
             second = generate(case.model, longer, past_key_values=first.past_key_values)
             verdict = guard.verdicts
-            with_one_cache = second
-            assert torch.equal(with_one_cache, generate(case.model, longer))
+            assert torch.equal(second, generate(case.model, longer))
             same_verdicts(verdict, guard.verdicts)
             same_verdicts(verdict, guard.judge(second[:, :-1]))
 
@@ -187,9 +186,8 @@ def test_a_generation_that_stops_early_counts_no_token_it_did_not_keep(case: Cas
     with case.attach() as guard:
         for row, expected in zip(case.rows, case.expected, strict=True):
             stop = int(expected[0, row.shape[1] + 3])
-            found = case.model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW, eos_token_id=stop, do_sample=False)
-            verdict = guard.verdicts
-            same_verdicts(verdict, guard.judge(found[:, :-1]))
+            found = generate(case.model, row, min_new_tokens=1, eos_token_id=stop)
+            same_verdicts(guard.verdicts, guard.judge(found[:, :-1]))
 
 
 def test_a_cache_that_the_guard_did_not_see_is_refused(case: Case) -> None:
@@ -218,5 +216,6 @@ def test_a_cache_expanded_by_hand(case: Case) -> None:
 def test_a_pipeline(case: Case) -> None:
     text = pipeline("text-generation", model=case.model, tokenizer=case.tokenizer)
     with case.attach() as guard:
-        found = text("A telescope gathers", max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, return_tensors=True)
+        length = {"max_new_tokens": NEW, "min_new_tokens": NEW}
+        found = text("A telescope gathers", do_sample=False, return_tensors=True, **length)
         same_verdicts(guard.verdicts, guard.judge(torch.tensor([found[0]["generated_token_ids"]])[:, :-1]))

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import CompileConfig, PreTrainedModel
 
+from conftest import make_guardrail, make_sae
 from saeguard.hooks import around, hooked
+from tiny import generate, prompts
 
 
 def test_a_layer_hook_replaces_the_output_inside_the_block_only() -> None:
@@ -21,7 +24,11 @@ def test_a_layer_hook_replaces_the_output_inside_the_block_only() -> None:
 
 def test_hooks_come_off_after_an_error() -> None:
     layer = nn.Linear(2, 2)
-    with pytest.raises(KeyboardInterrupt), around(layer, lambda *_: None, lambda *_: None), hooked(layer, lambda *_: None):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        around(layer, lambda *_: None, lambda *_: None),
+        hooked(layer, lambda *_: None),
+    ):
         raise KeyboardInterrupt
     assert not layer._forward_hooks
     assert not layer._forward_pre_hooks
@@ -48,3 +55,21 @@ def test_compiled_code_meets_hooks_placed_later_and_none_taken_off() -> None:
     with hooked(layer, lambda _m, _a, _k, output: output + 1):
         torch.testing.assert_close(compiled(x), expected + 1)
     torch.testing.assert_close(compiled(x), expected)
+
+
+@torch.no_grad()
+def test_a_model_compiled_before_is_guarded_and_free_afterwards(llama: PreTrainedModel, tokenizer: Any) -> None:
+    compiled = torch.compile(llama, backend="eager")
+    options = {"cache_implementation": "static", "compile_config": CompileConfig(backend="eager", mode=None)}
+    options["compile_config"]._compile_all_devices = True
+    row = prompts(9)[0]
+    unguarded, text = compiled(row).logits, generate(llama, row, **options)
+    guardrail = make_guardrail(llama, tokenizer, make_sae("relu"), 1, threshold=-1.0)
+    with guardrail.attach(llama, tokenizer) as guard:
+        guarded = llama(row).logits
+        torch.testing.assert_close(compiled(row).logits, guarded)
+        assert torch.equal(generate(llama, row, **options), generate(llama, row))
+        assert guard.verdicts[0].triggered
+    assert not torch.allclose(guarded, unguarded)
+    assert torch.equal(compiled(row).logits, unguarded)
+    assert torch.equal(generate(llama, row, **options), text)

@@ -48,7 +48,9 @@ def _summary(kind: str, threshold: float, method: dict[str, Any]) -> dict[str, A
         "by_length": {"256": {"caught": _rates(20, 21), "false_positives": _rates(2, 40)},
                       "48": {"caught": _rates(6, 9), "false_positives": _rates(1, 20)}},
         "auroc": 0.97,
-        "curve": [{"threshold": t, "caught": 1 - t / 20, "mean_false": 1 - t / 10, "worst_false": 1 - t / 11} for t in edges],
+        "curve": [
+            {"threshold": t, "caught": 1 - t / 20, "mean_false": 1 - t / 10, "worst_false": 1 - t / 11} for t in edges
+        ],
         "histograms": {"edges": edges, "counts": {name: [3, 0, 1, 0, 0, 0, 2, 0, 0, 1] for name in (FORGET, *CORPORA)}},
     }  # fmt: skip
 
@@ -64,7 +66,7 @@ def _evidence(chosen: str, method: dict[str, Any]) -> dict[str, Any]:
         "windows": {"calibration": 60, "fit": 120, "test": 90},
         "contamination": {"rule": "stated", "retain_bound": 1.0, "forget_bound": -1.0, "quarantined": 1,
                           "listed": [suspect, suspect | {"outlier": False, "text": "a near one"}]},
-        "threshold_other_way": {"quarantine": False, "threshold": 8.125, "caught": _rates(3, 30), "false_positives": {}},
+        "threshold_other_way": {"quarantine": False, "threshold": 8.125, "caught": _rates(3, 30)},
         "passages": {str(j): [passage] for j in IDS},
         "topk": {"mode": "threshold", "agreement": 0.93, "active": 10, "tokens": 100},
     }  # fmt: skip

@@ -81,11 +81,3 @@ def test_unseen_tokens_and_other_rows_are_refused() -> None:
     cache.update(torch.zeros(2, 1, 1, 2), torch.zeros(2, 1, 1, 2), 0)
     with pytest.raises(AttachError, match="5 tokens"):
         recall(cache, "key", 2)
-
-
-def test_a_cache_that_cannot_be_followed_is_refused() -> None:
-    class Slotted(DynamicCache):
-        __slots__ = ("own",)
-
-    with pytest.raises(AttachError, match="cannot follow a Slotted"):
-        remember(Slotted(), "key", track(1, 1))

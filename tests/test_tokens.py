@@ -62,7 +62,14 @@ def test_attended_tokens_after_others() -> None:
 
 @pytest.mark.parametrize(
     "mask",
-    [torch.ones(1, 3), torch.ones(2, 4), torch.ones(1, 1, 4, 4).bool(), torch.ones(4), "flex", torch.ones(1, 1, 4, 2).bool()],
+    [
+        torch.ones(1, 3),
+        torch.ones(2, 4),
+        torch.ones(1, 1, 4, 4).bool(),
+        torch.ones(4),
+        "flex",
+        torch.ones(1, 1, 4, 2).bool(),
+    ],
     ids=["short", "rows", "not causal", "one dimension", "foreign", "sliding"],
 )
 def test_other_masks_are_refused(mask: Any) -> None:

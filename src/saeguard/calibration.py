@@ -105,6 +105,8 @@ def calibrate(
     """A threshold from the statistics of held-out retain sequences, by corpus name (and by window length)."""
     if isinstance(method, Percentile):
         pooled = [value for statistics in retain.values() for value in statistics]
+        if not pooled:
+            raise TooFewSequencesError("no retain sequence to calibrate on: give more text")
         value = float(np.percentile(pooled, method.p_dyn))
         return Calibration(value, method, (Bound("all", len(pooled), value),))
     bounds = [

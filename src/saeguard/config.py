@@ -27,7 +27,7 @@ class FitConfig:
     n: int = option(40, "features selected")
     p_ratio: float = option(95.0, "percentile of the importance ratio that a feature must reach")
     score: Literal["second_moment", "squared_mean"] = option("second_moment", "feature score: the paper's, or its code's")
-    retain: Literal["worst", "pooled"] = option("worst", "retain score over several corpora")
+    retain_score: Literal["worst", "pooled"] = option("worst", "retain score over several corpora")
     floor: float = option(1e-4, "smallest retain score in the ratio, relative to the largest")
     gate: GateChoice = option("auto", "what decides; auto: evidence, unless another is better beyond its interval")
     accumulate: Literal["cusum", "mean"] = option("cusum", "how token scores become the statistic (the paper: mean)")
@@ -53,7 +53,7 @@ class FitConfig:
     @property
     def selection(self) -> SelectionRule:
         """The selection rule."""
-        return SelectionRule(self.n, self.p_ratio, self.score, self.retain, self.floor, self.as_authors)
+        return SelectionRule(self.n, self.p_ratio, self.score, self.retain_score, self.floor, self.as_authors)
 
     @property
     def method(self) -> Method:
@@ -64,7 +64,7 @@ class FitConfig:
 PRESETS: dict[str, FitConfig] = {
     "default": FitConfig(),
     "paper": replace(
-        FitConfig(), n=20, score="squared_mean", retain="pooled", gate="density", accumulate="mean", moment="block",
+        FitConfig(), n=20, score="squared_mean", retain_score="pooled", gate="density", accumulate="mean", moment="block",
         p_dyn=95.0, clamp="dense", c=500.0, lengths=(1024,), chat=False, quarantine=False, as_authors=True,
     ),
 }  # fmt: skip

@@ -47,7 +47,7 @@ class Evidence:
 
     def scores(self, hidden: Tensor, active: Tensor) -> Tensor:
         """(batch, tokens) from `active` (batch, tokens, n)."""
-        return (active.float() @ self.weights.float()).double() + self.bias
+        return active.double() @ self.weights.double() + self.bias
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from saeguard.errors import AttachError, NonFiniteError
-from saeguard.gate import Density, Evidence, Gate, Probe
+from saeguard.gate import Density, Gate
 from saeguard.guardrail import Guardrail, Rule
 from saeguard.hooks import around, hooked
 from saeguard.model import decoder_layer, replace_residual, residual_of, residual_stream
@@ -106,7 +106,7 @@ class Guard:
         """Hook after the guarded layer: gate, decide, clamp. None where nothing changes."""
         if self._pass is None:
             raise AttachError(
-                "the guarded layer ran outside the model the guardrail is attached to. Call that model, not a part of it."
+                "the guarded layer ran outside the model it is guarded in. Call the model itself, not a part of it."
             )
         now, self._pass = self._pass, None
         hidden = residual_of(output)
@@ -165,7 +165,9 @@ class _LiveRule:
     @classmethod
     def of(cls, rule: Rule, device: torch.device) -> _LiveRule:
         mask = rule.gate.clamped(len(rule.selected))
-        return cls(rule, rule.encoder.to(device), rule.decoder[mask].to(device), _gate_to(rule.gate, device), mask.to(device))
+        return cls(
+            rule, rule.encoder.to(device), rule.decoder[mask].to(device), _gate_to(rule.gate, device), mask.to(device)
+        )
 
     @property
     def clamps(self) -> bool:

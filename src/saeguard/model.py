@@ -60,7 +60,7 @@ def text_config(model: nn.Module) -> Any:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder blocks: of all module lists of the configured length in the decoder, the outermost one."""
     count = getattr(text_config(model), "num_hidden_layers", None)
-    decoder: nn.Module = model.get_decoder() if isinstance(model, PreTrainedModel) else model  # type: ignore[no-untyped-call]
+    decoder: nn.Module = model.get_decoder() if isinstance(model, PreTrainedModel) else model  # type: ignore
     candidates = [
         (name.count("."), name, module)
         for name, module in decoder.named_modules()

@@ -35,7 +35,9 @@ class RuleTrack:
 
     def followed_by(self, other: RuleTrack) -> RuleTrack:
         """This record and then the other, along the tokens."""
-        return RuleTrack(*(torch.cat(pair, dim=1) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return RuleTrack(
+            *(torch.cat(pair, dim=1) for pair in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,9 @@ def _followed(kind: type) -> type:
 
 
 def remember(cache: Cache, key: str, track: Track) -> dict[str, Track]:
-    """Put a track on a cache; the tracks there, which follow it. Raises `AttachError` where it cannot be followed."""
+    """Put a track on a cache, which from then on it follows; all tracks there."""
     if not isinstance(cache, FollowedCache):
-        try:
-            cache.__class__ = _followed(type(cache))
-        except TypeError as error:
-            raise AttachError(f"cannot follow a {type(cache).__name__} through generation: {error}") from error
+        cache.__class__ = _followed(type(cache))  # type: ignore[arg-type]
         setattr(cache, TRACKS, {})
     tracks: dict[str, Track] = getattr(cache, TRACKS)
     tracks[key] = track

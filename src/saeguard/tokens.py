@@ -67,7 +67,9 @@ def attended_tokens(mask: Any, input_ids: Tensor, past: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def token_masks(input_ids: Tensor, attended: Tensor, special_ids: Tensor, *, started: Tensor | None = None) -> TokenMasks:
+def token_masks(
+    input_ids: Tensor, attended: Tensor, special_ids: Tensor, *, started: Tensor | None = None
+) -> TokenMasks:
     """The masks of a block of tokens, from its ids and its boolean attention mask (batch, tokens).
 
     `started` (batch,) says which rows already had a token before this block (a continued cache), so that

@@ -97,8 +97,8 @@ def _print_features(features: list[FeatureRow], console: Console) -> None:
     for row in features:
         chosen, (corpus, rate) = row.feature, row.worst_retain
         cells = [
-            str(row.rank), str(chosen.id), number(chosen.forget_score), number(chosen.retain_score), number(chosen.ratio),
-            percent(row.forget_rate), f"{percent(rate)} {corpus}", " | ".join(row.tokens),
+            str(row.rank), str(chosen.id), number(chosen.forget_score), number(chosen.retain_score),
+            number(chosen.ratio), percent(row.forget_rate), f"{percent(rate)} {corpus}", " | ".join(row.tokens),
         ]  # fmt: skip
         cells += [f"{row.weight:+.2f}"] if row.weight is not None else []
         table.add_row(*map(Text, cells), style="" if row.clamped else "dim")

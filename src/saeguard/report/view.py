@@ -200,12 +200,13 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
     """What the guardrail is, as labels and values."""
     config, sae, clamp = guardrail.model.get("config", {}), guardrail.sae, rule.clamp
     clamped = int(rule.gate.clamped(len(rule.features)).sum())
+    shape = f"{config.get('num_hidden_layers', '?')} layers, d_model {config.get('hidden_size', '?')}"
+    kind = f"{config.get('model_type', '?')}, {shape}"
+    encoder = f"{sae.get('activation', '?')}, {number(sae.get('d_sae'))} features; {sae.get('fingerprint', '?')}"
     rows = [
-        ("Model", f"{model_name(guardrail)} ({config.get('model_type', '?')}, {config.get('num_hidden_layers', '?')} layers, "
-         f"d_model {config.get('hidden_size', '?')}; weights {guardrail.model.get('weights', '?')})"),
+        ("Model", f"{model_name(guardrail)} ({kind}; weights {guardrail.model.get('weights', '?')})"),
         ("Layer", f"{guardrail.layer}: the residual stream that leaves decoder block {guardrail.layer}"),
-        ("SAE", f"{visible(str(sae.get('source', '?')))} ({sae.get('activation', '?')}, {number(sae.get('d_sae'))} features; "
-         f"{sae.get('fingerprint', '?')})"),
+        ("SAE", f"{visible(str(sae.get('source', '?')))} ({encoder})"),
         ("Features", f"{len(rule.features)} selected, {clamped} of them clamped"),
         ("Gate", describe_gate(rule.gate)),
         ("Threshold", f"{number(rule.threshold)}{describe_method(rule)}"),

@@ -71,16 +71,23 @@ class SparseAutoencoder:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.W_enc.dim() != 2:
+            raise self._refusal("W_enc", tuple(self.W_enc.shape), "(d_model, d_sae)")
         d_model, d_sae = self.W_enc.shape
-        expected = {"b_enc": (d_sae,), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
-        for name, shape in expected.items():
-            if tuple(getattr(self, name).shape) != shape:
-                raise SAEError.mismatch(
-                    f"{name} of the SAE {self.source or '(in memory)'}",
-                    found=tuple(getattr(self, name).shape),
-                    expected=shape,
-                    fix="The file is damaged or of another layout.",
-                )
+        parts = {"b_enc": (self.b_enc, (d_sae,)), "W_dec": (self.W_dec, (d_sae, d_model)), "b_dec": (self.b_dec, (d_model,))}
+        if isinstance(self.activation, JumpReLU):
+            parts["threshold"] = self.activation.threshold, (d_sae,)
+        for name, (tensor, shape) in parts.items():
+            if tuple(tensor.shape) != shape:
+                raise self._refusal(name, tuple(tensor.shape), shape)
+        if isinstance(self.activation, TopK) and not 1 <= self.activation.k <= d_sae:
+            raise self._refusal("k", self.activation.k, f"1 to {d_sae}")
+
+    def _refusal(self, part: str, found: Any, expected: Any) -> SAEError:
+        return SAEError.mismatch(
+            f"{part} of the SAE {self.source or '(in memory)'}",
+            found=found, expected=expected, fix="The file is damaged or of another layout.",
+        )  # fmt: skip
 
     @classmethod
     def load(cls, source: str | Path) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ def is_saelens_folder(folder: Path) -> bool:
 def load_saelens(folder: Path) -> SparseAutoencoder:
     """Read a ReLU, JumpReLU or TopK SAE in plain units. Raises `SAEError`."""
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
         weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise SAEError(f"cannot read the SAE in {folder}: {error}") from error
+    if not isinstance(config, dict):
+        raise SAEError(f"{folder / CONFIG} holds {type(config).__name__}, expected an object")
     missing = {"W_enc", "b_enc", "W_dec", "b_dec"} - weights.keys()
     if missing:
         raise SAEError(f"{folder / WEIGHTS} lacks {sorted(missing)}; it holds {sorted(weights)}")
@@ -45,16 +48,10 @@ def load_saelens(folder: Path) -> SparseAutoencoder:
             "hold. Fold the scaling into the weights with SAELens (fold_activation_norm_scaling_factor), "
             "save it again with normalize_activations='none', and load that."
         )
+    tensors = {name: weights[name].contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     activation = _activation(config, weights, folder)
-    weights = _fold(weights, config, activation)
-    return SparseAutoencoder(
-        W_enc=weights["W_enc"].contiguous(),
-        b_enc=weights["b_enc"],
-        W_dec=weights["W_dec"].contiguous(),
-        b_dec=weights["b_dec"],
-        activation=activation,
-        source=str(folder),
-        metadata=_metadata(config),
+    return _fold(
+        SparseAutoencoder(**tensors, activation=activation, source=str(folder), metadata=_metadata(config, folder)), config
     )
 
 
@@ -97,7 +94,7 @@ def _activation(config: dict[str, Any], weights: dict[str, Tensor], folder: Path
             raise SAEError(f"{folder / WEIGHTS} is a JumpReLU SAE without `threshold`")
         return JumpReLU(weights["threshold"])
     if name == "topk":
-        k = config.get("k", config.get("activation_fn_kwargs", {}).get("k"))
+        k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
         if not isinstance(k, int) or k < 1:
             raise SAEError(f"{folder / CONFIG} is a TopK SAE without a usable k (found {k!r})")
         return TopK(k)
@@ -111,24 +108,27 @@ def _activation(config: dict[str, Any], weights: dict[str, Tensor], folder: Path
     )
 
 
-def _fold(weights: dict[str, Tensor], config: dict[str, Any], activation: Activation) -> dict[str, Tensor]:
+def _fold(sae: SparseAutoencoder, config: dict[str, Any]) -> SparseAutoencoder:
     """Fold the input bias and decoder-norm units into the encoder, so that pre = h @ W_enc + b_enc."""
-    W_enc, b_enc, W_dec, b_dec = (weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
+    W_enc, b_enc, W_dec = sae.W_enc, sae.b_enc, sae.W_dec
     if config.get("apply_b_dec_to_input", True):
-        b_enc = b_enc - b_dec @ W_enc
-    if isinstance(activation, TopK) and config.get("rescale_acts_by_decoder_norm", False):
+        b_enc = b_enc - sae.b_dec @ W_enc
+    if isinstance(sae.activation, TopK) and config.get("rescale_acts_by_decoder_norm", False):
         norm = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
-    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    return replace(sae, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec)
 
 
-def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+def _metadata(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What the file says of the model, with `layer` read out of the hook name where it can be."""
-    metadata = dict(config.get("metadata", {k: config[k] for k in ("model_name", "hook_name") if k in config}))
+    metadata: dict[str, Any] = config.get("metadata") or {k: config[k] for k in ("model_name", "hook_name") if k in config}
     layer = config.get("hook_layer", metadata.get("layer"))
     match = re.search(r"(?:blocks|layers|h)\.(\d+)", str(metadata.get("hook_name", "")))
     if layer is None and match:
         layer = int(match.group(1))
-    if layer is not None:
-        metadata["layer"] = int(layer)
-    return metadata
+    if layer is None:
+        return metadata
+    try:
+        return {**metadata, "layer": int(layer)}
+    except (TypeError, ValueError) as error:
+        raise SAEError(f"{folder / CONFIG}: found the layer {layer!r}, expected a number") from error

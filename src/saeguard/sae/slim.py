@@ -40,10 +40,8 @@ class SlimEncoder:
         bar = self.threshold
         if self.k is not None and self.full_columns is not None and self.full_bias is not None:
             everything = torch.addmm(self.full_bias, flat, self.full_columns)
-            bar = everything.topk(self.k, dim=-1).values[:, -1:]
-            active = (pre >= bar) & (pre > 0)
-        else:
-            active = pre > bar
+            bar = _rank_bar(everything, self.k).clamp(min=0)
+        active = pre > bar
         return torch.where(active, pre, 0.0).unflatten(0, hidden.shape[:-1])
 
     def to(self, device: torch.device | str) -> SlimEncoder:
@@ -55,6 +53,16 @@ class SlimEncoder:
     def tensors(self) -> dict[str, Tensor]:
         """What goes into a file."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def _rank_bar(pre: Tensor, k: int) -> Tensor:
+    """Halfway (rows, 1) between the k-th and the next largest of each row.
+
+    Not the k-th itself: the selected columns are multiplied apart from the rest, and may round differently.
+    """
+    if k >= pre.shape[-1]:
+        return pre.new_zeros(len(pre), 1)
+    return pre.topk(k + 1, dim=-1).values[:, -2:].mean(dim=-1, keepdim=True)
 
 
 def slim(sae: SparseAutoencoder, ids: list[int], *, topk_thresholds: Tensor | None = None) -> SlimEncoder:
