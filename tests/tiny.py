@@ -53,7 +53,7 @@ def with_rule(guardrail: Guardrail, **changes: Any) -> Guardrail:
 def mixed_guardrail(
     model: PreTrainedModel, tokenizer: Any, sae: SparseAutoencoder, rows: Sequence[Tensor], **changes: Any
 ) -> Guardrail:
-    """A cusum guardrail whose threshold some rows pass in the prompt, some only in the next `NEW` tokens, some never."""
+    """A cusum guardrail whose bound some rows pass in the prompt, some only in the next `NEW` tokens, some never."""
     weights = torch.tensor([1.0, 0.7, -0.6, 1.3, 0.4, -0.9])
     features = list(range(0, 60, 10))
     gate = Gate(Evidence(weights, 0.013), Cusum(drift=0.3))

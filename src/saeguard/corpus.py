@@ -186,4 +186,6 @@ def _checked(texts: Iterable[Any], source: str) -> Iterator[str]:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
             raise CorpusError(f"{source}, row {number}: found {type(text).__name__}, expected a text under 'text'")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise CorpusError(f"{source}, row {number}: half of a surrogate pair, which is no text. Write the file again.")
         yield text

@@ -154,10 +154,8 @@ class Guardrail:
                 new = Path(temporary) / "new"
                 new.mkdir()
                 self._write(new)
-                if target.exists():
-                    os.replace(target, Path(temporary) / "old")
-                os.replace(new, target)
-        except (OSError, SafetensorError) as error:
+                _swap(new, target, aside=Path(temporary) / "old")
+        except (OSError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"cannot write the guardrail {target}: {error}. Nothing was changed.") from error
         return target
 
@@ -234,6 +232,18 @@ def merge(guardrails: list[Guardrail]) -> Guardrail:
     return Guardrail(first.layer, first.model, first.tokenizer, first.sae, rules, first.versions)
 
 
+def _swap(new: Path, target: Path, *, aside: Path) -> None:
+    """Put `new` in the place of `target`, or leave `target` as it was."""
+    if target.exists():
+        os.replace(target, aside)
+    try:
+        os.replace(new, target)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, target)
+        raise
+
+
 def _folder(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
@@ -255,14 +265,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = path.read_bytes().decode("utf-8")
         content = json.loads(raw)
         version = content["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        digest = content.pop("sha256", None)
+        whole = digest == _digest(content) and raw == _canonical(content | {"sha256": digest})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactDamagedError(f"cannot read {path}: {error!r}") from error
     if version != FORMAT_VERSION:
         raise ArtifactVersionError.mismatch(
             f"format version of {path}", found=version, expected=FORMAT_VERSION, fix="Fit it again, or update saeguard."
         )
-    digest = content.pop("sha256", None)
-    if digest != _digest(content) or raw != _canonical(content | {"sha256": digest}):
+    if not whole:
         raise ArtifactDamagedError(f"{path} was altered: its digest is not the recorded one. Fetch or fit it again.")
     return dict(content)
 

@@ -65,7 +65,10 @@ def bos_ids(tokenizer: Any) -> list[int]:
     """The ids that the tokenizer itself puts in front of a text (BOS or nothing)."""
     ids = tokenizer("a")["input_ids"]
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return list(ids[: len(ids) - len(bare)]) if ids[:1] != bare[:1] else []
+    for start in range(len(ids) - len(bare) + 1):
+        if ids[start : start + len(bare)] == bare:
+            return list(ids[:start])
+    return []
 
 
 def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
