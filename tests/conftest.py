@@ -64,7 +64,10 @@ def make_tokenizer(*, bos: bool = True, eos: bool = False, chat: bool = True) ->
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend.train_from_iterator(SENTENCES, trainer)
     template = f"{'<bos> ' if bos else ''}$A{' <eos>' if eos else ''}"
@@ -136,7 +139,12 @@ def make_guardrail(
         layer=layer,
         model=model_fingerprint(model),
         tokenizer=tokenizer_fingerprint(tokenizer),
-        sae={"source": sae.source, "fingerprint": sae.fingerprint(), "activation": type(sae.activation).__name__, "d_sae": sae.d_sae},
+        sae={
+            "source": sae.source,
+            "fingerprint": sae.fingerprint(),
+            "activation": type(sae.activation).__name__,
+            "d_sae": sae.d_sae,
+        },
         rules=(replace(rule, **changes),),
         versions={"saeguard": "test"},
     )  # fmt: skip

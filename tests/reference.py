@@ -106,7 +106,9 @@ def authors_selection(forget_mean: Array, retain_mean: Array, *, p_ratio: float,
     forget, retain = forget_mean**2, retain_mean**2
     ratio = forget / (retain + 1e-21)
     kept = np.where(
-        (forget >= np.percentile(forget, 5)) & (retain <= np.percentile(retain, 100)) & (ratio >= np.percentile(ratio, p_ratio))
+        (forget >= np.percentile(forget, 5))
+        & (retain <= np.percentile(retain, 100))
+        & (ratio >= np.percentile(ratio, p_ratio))
     )[0]
     return [int(j) for j in kept[np.argsort(-forget[kept], kind="stable")][:n]]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import authors_density, authors_threshold
 from scipy.stats import binomtest
 
+from reference import authors_density, authors_threshold
 from saeguard.calibration import Conformal, Percentile, Rate, calibrate, conformal_bound, rate_above
 from saeguard.config import PRESETS
 from saeguard.errors import TooFewSequencesError
@@ -63,9 +63,16 @@ def test_conformal_is_not_needlessly_high():
 
 def test_the_largest_bound_of_all_corpora_and_lengths_is_taken():
     low, high = [i / 100 for i in range(100)], [2 + i / 100 for i in range(100)]
-    found = calibrate({"wiki": low, "near": high}, Conformal(0.05), by_length={32: low, 64: [9.0] * 30, 256: [99.0] * 18})
+    found = calibrate(
+        {"wiki": low, "near": high}, Conformal(0.05), by_length={32: low, 64: [9.0] * 30, 256: [99.0] * 18}
+    )
     assert found.threshold == 9.0
-    assert {bound.group: bound.n for bound in found.bounds} == {"wiki": 100, "near": 100, "32 tokens": 100, "64 tokens": 30}
+    assert {bound.group: bound.n for bound in found.bounds} == {
+        "wiki": 100,
+        "near": 100,
+        "32 tokens": 100,
+        "64 tokens": 30,
+    }
     assert calibrate({"wiki": low, "near": high}, Conformal(0.05)).threshold == 2.95
 
 
@@ -99,7 +106,8 @@ def test_rates_count_what_is_strictly_above(values, threshold):
     rate = rate_above(values, threshold)
     assert (rate.hits, rate.n) == (sum(value > threshold for value in values), len(values))
     low, high = rate.interval
-    assert 0 <= low <= rate.value + 1e-12 and rate.value - 1e-12 <= high <= 1
+    assert 0 <= low <= rate.value + 1e-12
+    assert rate.value - 1e-12 <= high <= 1
     assert rate.as_dict()["interval"] == [low, high]
 
 

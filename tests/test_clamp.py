@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import D_MODEL, make_sae
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import FullSAE, authors_clamp, authors_density, full_clamp
 from torch import Tensor
 
+from conftest import D_MODEL, make_sae
+from reference import FullSAE, authors_clamp, authors_density, full_clamp
 from saeguard.clamp import Clamp
 from saeguard.gate import Density, Gate, Mean
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder, TopK
@@ -49,10 +49,16 @@ def test_slim_form_is_the_full_formulation(sae, kind, c):
     expected = full_clamp(full(sae), h, FEATURES, c, dense=kind == "dense")
     found = slim_clamp(sae, h, FEATURES, Clamp(kind, c, 1.0))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4 * max(1.0, c / 5))
-    assert bool((found != h).any(dim=1).any()) and bool((found == h).all(dim=1).any())
+    assert bool((found != h).any(dim=1).any())
+    assert bool((found == h).all(dim=1).any())
 
 
-@given(seed=st.integers(0, 999), features=st.sets(st.integers(0, 63), min_size=1, max_size=12), c=st.floats(0, 50), data=st.data())
+@given(
+    seed=st.integers(0, 999),
+    features=st.sets(st.integers(0, 63), min_size=1, max_size=12),
+    c=st.floats(0, 50),
+    data=st.data(),
+)
 def test_slim_form_for_any_features_and_strength(sae, seed, features, c, data):
     kind = data.draw(st.sampled_from(["dense", "active"]))
     h, ids = stream(seed, 12), sorted(features)
@@ -114,5 +120,6 @@ def test_topk_of_all_features_is_relu():
 def test_bfloat16_streams_are_encoded_in_float32(sae):
     h = stream(0, 2, 9).bfloat16()
     found = slim(sae, FEATURES)(h)
-    assert found.dtype == torch.float32 and found.shape == (2, 9, len(FEATURES))
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 9, len(FEATURES))
     torch.testing.assert_close(found, slim(sae, FEATURES)(h.float()))

@@ -86,7 +86,7 @@ def test_errors_tell_the_line(tmp_path):
 @pytest.mark.parametrize("texts", [[], ["", "  ", "\n"]])
 def test_a_corpus_without_text(texts, tmp_path):
     for source in (texts, write(tmp_path / "a.jsonl", texts)):
-        with pytest.raises(CorpusError, match="'wiki'.*no text"):
+        with pytest.raises(CorpusError, match=r"'wiki'.*no text"):
             Corpus.of("wiki", "retain", source).summary()
 
 
@@ -123,9 +123,12 @@ def test_a_text_in_both_corpora_is_refused_however_it_is_written():
     clean = {"cooking": Corpus.of("cooking", "retain", ["Bake it."]).summary()}
     check_disjoint(forget, clean)
     with pytest.raises(CorpusOverlapError, match="1 of 2 documents of the retain corpus 'wiki'"):
-        check_disjoint(forget, clean | {"wiki": Corpus.of("wiki", "retain", ["the sun is a STAR.", "Rivers"]).summary()})
+        check_disjoint(
+            forget, clean | {"wiki": Corpus.of("wiki", "retain", ["the sun is a STAR.", "Rivers"]).summary()}
+        )
 
 
 def test_fingerprint_tells_texts_and_their_order():
     prints = [Corpus.of("c", "retain", texts).summary().fingerprint for texts in (TEXTS, TEXTS[::-1], TEXTS[:2], TEXTS)]
-    assert prints[0] == prints[3] and len(set(prints)) == 3
+    assert prints[0] == prints[3]
+    assert len(set(prints)) == 3

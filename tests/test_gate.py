@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import authors_density, cusum, running_means
 from torch import Tensor
 
+from reference import authors_density, cusum, running_means
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
 from saeguard.tokens import TokenMasks, token_masks
 
@@ -30,9 +30,8 @@ def tolerance(scorer) -> dict[str, float]:
     return {"rtol": close, "atol": close}
 
 
-
 def texts(seed: int, batch: int, tokens: int, *, left: bool = False) -> tuple[Tensor, Tensor, TokenMasks]:
-    """Residual streams (batch, tokens, d_model), activity (batch, tokens, n) and masks of sequences of mixed lengths."""
+    """Residual streams (batch, tokens, d_model), activity (batch, tokens, n), masks; sequences of mixed lengths."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, 8, (batch, tokens), generator=generator)
     lengths = torch.randint(1, tokens + 1, (batch, 1), generator=generator)
@@ -47,7 +46,9 @@ def part(masks: TokenMasks, start: int, end: int) -> TokenMasks:
     return TokenMasks(*(mask[:, start:end] for mask in (masks.attended, masks.first, masks.valid)))
 
 
-def read_in(gate: Gate, cuts: list[int], threshold: float, case: tuple[Tensor, Tensor, TokenMasks]) -> tuple[Tensor, Tensor]:
+def read_in(
+    gate: Gate, cuts: list[int], threshold: float, case: tuple[Tensor, Tensor, TokenMasks]
+) -> tuple[Tensor, Tensor]:
     """Statistic and decision (batch, tokens), read in chunks that end at `cuts`."""
     hidden, active, masks = case
     state, already = gate.accumulator.start(len(hidden)), torch.zeros(len(hidden), dtype=torch.bool)
@@ -79,7 +80,12 @@ class TestEveryGate:
     def test_in_any_chunks_is_the_whole(self, scorer, accumulator, seed, tokens, left, data):
         case = texts(seed, 3, tokens, left=left)
         cuts = sorted(data.draw(st.lists(st.integers(0, tokens), max_size=5)))
-        gate = Gate(scorer, accumulator, latch=data.draw(st.booleans()), counts=data.draw(st.sampled_from(["valid", "attended"])))
+        gate = Gate(
+            scorer,
+            accumulator,
+            latch=data.draw(st.booleans()),
+            counts=data.draw(st.sampled_from(["valid", "attended"])),
+        )
         threshold = 0.3141
         whole = read_in(gate, [], threshold, case)
         for chunks in (cuts, list(range(1, tokens))):
@@ -106,7 +112,11 @@ class TestEveryGate:
         for row in range(3):
             scores = [token_score(scorer, h, a) for h, a in zip(hidden[row], active[row], strict=True)]
             counted = masks.valid[row].tolist()
-            slow = cusum(scores, counted, accumulator.drift) if isinstance(accumulator, Cusum) else running_means(scores, counted)
+            slow = (
+                cusum(scores, counted, accumulator.drift)
+                if isinstance(accumulator, Cusum)
+                else running_means(scores, counted)
+            )
             assert found[row].tolist() == pytest.approx(slow, abs=1e-5)
 
     def test_padding_that_is_not_a_number_changes_nothing(self, scorer, accumulator):
@@ -224,7 +234,8 @@ def test_cusum_finds_a_burst_after_any_amount_of_ordinary_text(ordinary):
 def test_only_features_that_speak_for_the_topic_make_a_token_hot():
     evidence = Gate(Evidence(torch.tensor([1.0, -2.0, 0.0, 0.5]), 0.0))
     assert evidence.clamped(4).tolist() == [True, False, False, True]
-    assert Gate(Density()).clamped(4).all() and Gate(SCORERS["probe"]).clamped(4).all()
+    assert Gate(Density()).clamped(4).all()
+    assert Gate(SCORERS["probe"]).clamped(4).all()
     assert [Gate(scorer).kind for scorer in SCORERS.values()] == list(SCORERS)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_guardrail, make_model, make_sae, make_tokenizer
 
+from conftest import make_guardrail, make_model, make_sae, make_tokenizer
 from saeguard import guardrail as module
 from saeguard.clamp import Clamp
 from saeguard.errors import (
@@ -30,7 +30,10 @@ EVIDENCE = Evidence(torch.linspace(-1, 2, N), -0.125)
 RULES: dict[str, dict[str, Any]] = {
     "density": {},
     "evidence": {"gate": Gate(EVIDENCE, Cusum(0.75)), "threshold": 3.25, "action": "refuse"},
-    "probe": {"gate": Gate(Probe(torch.linspace(-1, 1, 32), 0.5), Mean(), latch=False), "clamp": Clamp("active", 7.5, 2.0)},
+    "probe": {
+        "gate": Gate(Probe(torch.linspace(-1, 1, 32), 0.5), Mean(), latch=False),
+        "clamp": Clamp("active", 7.5, 2.0),
+    },
     "paper": {"gate": Gate(Density(), Mean(), "block", "attended"), "action": "monitor", "name": "bio"},
 }
 
@@ -66,7 +69,10 @@ def test_saved_and_loaded_is_the_same(llama, tokenizer, tmp_path, rule, activati
     made = make_guardrail(llama, tokenizer, make_sae(activation), 2, **RULES[rule])
     found = Guardrail.from_pretrained(made.save_pretrained(tmp_path / "guard"))
     assert by_parts(found) == by_parts(made)
-    assert found.save_pretrained(tmp_path / "again").joinpath(JSON_FILE).read_bytes() == (tmp_path / "guard" / JSON_FILE).read_bytes()
+    assert (
+        found.save_pretrained(tmp_path / "again").joinpath(JSON_FILE).read_bytes()
+        == (tmp_path / "guard" / JSON_FILE).read_bytes()
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -77,7 +83,9 @@ def test_loaded_gives_the_same_verdicts_and_logits(model, tokenizer, tmp_path, r
     results = []
     for one in (made, found):
         with torch.inference_mode(), one.attach(model, tokenizer) as guard:
-            results.append((model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits, guard.verdicts))
+            results.append(
+                (model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits, guard.verdicts)
+            )
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
 
@@ -201,8 +209,8 @@ def test_it_fits_only_its_own_model_tokenizer_and_layer(guardrail, llama, tokeni
         guardrail.check(llama, make_tokenizer(chat=False))
     with pytest.raises(LayerError, match="found 4, expected 0 to 3"):
         replace(guardrail, layer=4).check(llama, tokenizer)
+    narrow = replace(guardrail.rule, decoder=guardrail.rule.decoder[:, :-1])
     with pytest.raises(ArtifactMismatchError, match="d_model"):
-        narrow = replace(guardrail.rule, decoder=guardrail.rule.decoder[:, :-1])
         replace(guardrail, rules=(narrow,)).check(llama, tokenizer)
 
 
@@ -257,4 +265,6 @@ def test_its_faces(guardrail):
 def test_the_card_names_every_rule(guardrail, tmp_path):
     other = replace(guardrail, rules=(replace(guardrail.rule, name="volcanoes"),))
     card = (merge([guardrail, other]).save_pretrained(tmp_path / "both") / CARD_FILE).read_text("utf-8")
-    assert "## topic" in card and "## volcanoes" in card and "layer 2" in card
+    assert "## topic" in card
+    assert "## volcanoes" in card
+    assert "layer 2" in card

@@ -2,16 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import D_MODEL, D_SAE, make_sae
-from reference import FullSAE
 from safetensors.torch import save_file
 from torch import Tensor
 
+from conftest import D_MODEL, D_SAE, make_sae
+from reference import FullSAE
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import JumpReLU, ReLU, SparseAutoencoder, TopK
 from saeguard.sae.saelens import CONFIG, WEIGHTS, save_saelens
@@ -46,7 +47,8 @@ def test_round_trip_is_the_same_sae(tmp_path, sae):
     found = SparseAutoencoder.load(tmp_path / "sae")
     assert found.fingerprint() == sae.fingerprint()
     assert (found.layer, found.d_model, found.d_sae) == (2, D_MODEL, D_SAE)
-    assert found.metadata["model_name"] == "tiny" and found.source == str(tmp_path / "sae")
+    assert found.metadata["model_name"] == "tiny"
+    assert found.source == str(tmp_path / "sae")
     h = stream(20)
     assert torch.equal(found.decode(found.encode(h)), sae.decode(sae.encode(h)))
 
@@ -55,7 +57,8 @@ def test_half_precision_round_trip_keeps_biases_and_thresholds_whole(tmp_path):
     sae = make_sae("jumprelu")
     save_saelens(sae, tmp_path / "sae")
     found = SparseAutoencoder.load(tmp_path / "sae")
-    assert torch.equal(found.W_dec, sae.W_dec.bfloat16().float()) and found.W_dec.dtype == torch.float32
+    assert torch.equal(found.W_dec, sae.W_dec.bfloat16().float())
+    assert found.W_dec.dtype == torch.float32
     assert torch.equal(found.b_enc, sae.b_enc)
     assert torch.equal(found.activation.threshold, sae.activation.threshold)
 
@@ -114,13 +117,10 @@ BAD = {
     "config that is no object": ([1, 2], {}, "cfg.json"),
     "metadata that is no object": (V6 | {"metadata": None, "hook_layer": "x"}, {}, "cfg.json"),
 }  # fmt: skip
-BAD |= {
-    f"{name} of another shape, b_dec at the input: {subtract}": (V6 | {"apply_b_dec_to_input": subtract}, {name: torch.ones(shape)}, name)
-    for subtract in (True, False)
-    for name, shape in {
-        "W_enc": (D_MODEL, D_SAE, 1), "W_dec": (D_MODEL, D_SAE), "b_enc": (D_SAE + 1,), "b_dec": (D_SAE,),
-    }.items()
-}  # fmt: skip
+SHAPES = {"W_enc": (D_MODEL, D_SAE, 1), "W_dec": (D_MODEL, D_SAE), "b_enc": (D_SAE + 1,), "b_dec": (D_SAE,)}
+for subtract, name in product((True, False), SHAPES):
+    config = V6 | {"apply_b_dec_to_input": subtract}
+    BAD[f"{name} of another shape, b_dec at the input: {subtract}"] = (config, {name: torch.ones(SHAPES[name])}, name)
 BAD["thresholds of another shape"] = (V6 | {"architecture": "jumprelu"}, {"threshold": torch.ones(3)}, "threshold")
 
 
@@ -159,7 +159,8 @@ def test_widths_that_do_not_fit_each_other_are_refused_in_memory():
     sae = make_sae("relu")
     with pytest.raises(SAEError, match="b_enc") as caught:
         replace(sae, b_enc=torch.zeros(3))
-    assert caught.value.found == (3,) and caught.value.expected == (D_SAE,)
+    assert caught.value.found == (3,)
+    assert caught.value.expected == (D_SAE,)
 
 
 def test_activations_are_their_definitions():
@@ -171,10 +172,10 @@ def test_activations_are_their_definitions():
 
 
 def test_fingerprint_tells_every_part(sae):
-    other = [
-        replace(sae, **{name: getattr(sae, name) + 1e-3})
-        for name in ("W_enc", "b_enc", "W_dec", "b_dec")
-    ] + [replace(sae, activation=TopK(9)), replace(sae, activation=JumpReLU(torch.full((D_SAE,), 0.25)))]
+    other = [replace(sae, **{name: getattr(sae, name) + 1e-3}) for name in ("W_enc", "b_enc", "W_dec", "b_dec")] + [
+        replace(sae, activation=TopK(9)),
+        replace(sae, activation=JumpReLU(torch.full((D_SAE,), 0.25))),
+    ]
     assert len({one.fingerprint() for one in [sae, *other]}) == 7
     assert replace(sae, source="elsewhere", metadata={"x": 1}).fingerprint() == sae.fingerprint()
 
@@ -209,9 +210,11 @@ def test_a_feature_never_in_the_top_k_stays_silent_and_its_slim_form_needs_no_fu
     sae = make_sae("topk")
     silent = replace(sae, b_enc=torch.where(torch.arange(D_SAE) == 5, -1000.0, sae.b_enc))
     encoder = slim(silent, [5, 6], topk_thresholds=topk_thresholds(silent, [5, 6], stream(200)))
-    assert encoder.full_columns is None and encoder.k is None
+    assert encoder.full_columns is None
+    assert encoder.k is None
     found = encoder(stream(200, seed=2))
-    assert not bool(found[:, 0].any()) and bool(found[:, 1].any())
+    assert not bool(found[:, 0].any())
+    assert bool(found[:, 1].any())
 
 
 def test_only_topk_has_fixed_thresholds():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import authors_mean, authors_selection
 
+from reference import authors_mean, authors_selection
 from saeguard.config import PRESETS
 from saeguard.errors import SelectionError
 from saeguard.selection import SelectionRule, importance_ratio, percentile, retain_score, score, select
@@ -114,7 +114,8 @@ def test_every_taken_feature_says_why():
     for feature in select(forget, retain, SelectionRule(n=5)):
         assert feature.forget_score == float(forget.second_moment[feature.id])
         assert feature.retain_score == max(float(s.second_moment[feature.id]) for s in retain.values())
-        assert feature.ratio >= 0 and list(feature.firing_rates) == ["forget", "wiki", "chat"]
+        assert feature.ratio >= 0
+        assert list(feature.firing_rates) == ["forget", "wiki", "chat"]
         assert feature.firing_rates["chat"] == float(retain["chat"].firing_rate[feature.id])
 
 
@@ -123,7 +124,8 @@ def test_too_few_survivors_is_an_error_that_says_how_many(rule):
     scores = [float(j + 1) for j in range(100)]
     with pytest.raises(SelectionError, match="found 5") as caught:
         select(of_scores(scores), {"wiki": of_scores([1.0] * 100)}, rule)
-    assert caught.value.found == 5 and "--n 5" in str(caught.value)
+    assert caught.value.found == 5
+    assert "--n 5" in str(caught.value)
 
 
 def test_features_silent_on_the_topic_are_never_taken():
@@ -133,4 +135,6 @@ def test_features_silent_on_the_topic_are_never_taken():
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.floats(0, 100))
 def test_percentile_is_numpys(values, p):
-    assert percentile(torch.tensor(values, dtype=torch.float64), p) == pytest.approx(np.percentile(values, p), rel=1e-12, abs=1e-9)
+    assert percentile(torch.tensor(values, dtype=torch.float64), p) == pytest.approx(
+        np.percentile(values, p), rel=1e-12, abs=1e-9
+    )

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import SENTENCES, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import SENTENCES, make_tokenizer
 from saeguard.corpus import Document
 from saeguard.windows import MIN_TOKENS, Window, Windower, batches, bos_ids, chat_ids, pad
 
@@ -26,12 +26,15 @@ def test_windows_of_a_document_are_its_tokens_in_order(tokenizer, words, seed):
     document = Document(3, long_text(words, seed))
     ids = tokenizer(document.text, add_special_tokens=False)["input_ids"]
     found = list(Windower(tokenizer, LENGTHS).cut(document))
-    assert len({w.length for w in found}) == 1 and found[0].length in LENGTHS
+    assert len({w.length for w in found}) == 1
+    assert found[0].length in LENGTHS
     assert all((w.document, w.split) == (3, document.split) and w.ids[0] == tokenizer.bos_token_id for w in found)
     joined = [i for w in found for i in w.ids[1:]]
-    assert joined == ids[: len(joined)] and len(ids) - len(joined) < MIN_TOKENS
+    assert joined == ids[: len(joined)]
+    assert len(ids) - len(joined) < MIN_TOKENS
     if len(ids) <= max(LENGTHS):
-        assert len(found) == 1 and found[0].text == document.text
+        assert len(found) == 1
+        assert found[0].text == document.text
     else:
         assert all(len(w.ids) - 1 == w.length for w in found[:-1])
         assert all(MIN_TOKENS <= len(w.ids) - 1 <= w.length for w in found)
@@ -51,7 +54,8 @@ def test_chat_wraps_some_documents_whole_and_leaves_the_others_bare(tokenizer):
     for i in range(40):
         for found in Windower(tokenizer, LENGTHS, chat=True).cut(Document(i, long_text(60, i))):
             wrapped += user in found.ids
-            assert found.ids[0] == tokenizer.bos_token_id and list(found.ids).count(tokenizer.bos_token_id) == 1
+            assert found.ids[0] == tokenizer.bos_token_id
+            assert list(found.ids).count(tokenizer.bos_token_id) == 1
             assert (found.ids[-1] == assistant) == (user in found.ids)
             assert found.text.strip() in tokenizer.decode(found.ids)
     assert 20 < wrapped < 200
@@ -72,7 +76,7 @@ def test_bos_is_what_the_tokenizer_puts_in_front(bos, eos):
 def test_batches_hold_every_window_once_within_the_limit(lengths, limit):
     windows = [window(length, start=i) for i, length in enumerate(lengths)]
     found = list(batches(windows, tokens=limit))
-    assert sorted((w.ids for batch in found for w in batch)) == sorted(w.ids for w in windows)
+    assert sorted(w.ids for batch in found for w in batch) == sorted(w.ids for w in windows)
     assert all(len(batch) == 1 or max(len(w.ids) for w in batch) * len(batch) <= limit for batch in found)
     assert all(batch for batch in found)
 

@@ -57,7 +57,7 @@ def overhead(
     }
     rows: dict[str, list[dict[str, float]]] = {"prefill": [], "decode": []}
     for tokens in PREFILL_TOKENS:
-        times = {name: [] for name in modes}
+        times: dict[str, list[float]] = {name: [] for name in modes}
         for _ in range(pairs):
             for name, mode in modes.items():
                 times[name].append(_prefill(model, mode, tokens))
@@ -65,7 +65,7 @@ def overhead(
         rows["prefill"].append(_row(times, tokens, 1))
     for batch in DECODE_BATCHES:
         times = {name: [] for name in modes}
-        for name, mode in modes.items():
+        for mode in modes.values():
             _decode(model, mode, batch, steps=2)
         for _ in range(pairs):
             for name, mode in modes.items():
@@ -101,7 +101,7 @@ def _decode(model: Any, mode: Mode, batch: int, *, steps: int) -> float:
 
 
 def _timed(model: Any, run: Callable[[], Any]) -> float:
-    synchronise = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
+    synchronise: Callable[[], None] = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
     synchronise()
     start = time.perf_counter()
     run()

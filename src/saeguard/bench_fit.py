@@ -29,7 +29,9 @@ def fit_throughput(model: Any, tokenizer: Any, sae: SparseAutoencoder, layer: in
     """
     texts = synthetic_documents(tokens)
     windower = Windower(tokenizer)
-    windows = [window for document in Corpus.of("text", "retain", texts).documents() for window in windower.cut(document)]
+    windows = [
+        window for document in Corpus.of("text", "retain", texts).documents() for window in windower.cut(document)
+    ]
     fit_windows = [window for window in windows if window.split == "fit"]
     count = sum(len(window.ids) for window in fit_windows)
     bare = _seconds(lambda: [None for _ in residual_batches(model, tokenizer, layer, fit_windows)])

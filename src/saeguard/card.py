@@ -34,7 +34,8 @@ def _rule_section(rule: Rule) -> str:
     chosen = rule.evidence.get("gates", {}).get(rule.evidence.get("chosen", ""), {})
     lines = [
         f"## {rule.name}",
-        f"{len(rule.features)} SAE features, gate `{rule.gate.kind}`, threshold {rule.threshold:.4g}, action `{rule.action}`.",
+        f"{len(rule.features)} SAE features, gate `{rule.gate.kind}`, threshold {rule.threshold:.4g}, "
+        f"action `{rule.action}`.",
     ]
     if chosen:
         lines += ["", "| held-out text | share triggered | n |", "|---|---|---|"]

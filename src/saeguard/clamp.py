@@ -10,17 +10,16 @@ decode(clamped a) + h - decode(a) exactly, and needs n decoder rows instead of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-ClampKind = Literal["dense", "active"]
+from saeguard.choices import ClampKind
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """What is done at hot tokens. `c` is in units of feature activation; `strength` is c over the median residual norm."""
+    """What is done at hot tokens: `c` in units of feature activation, `strength` = c over the median residual norm."""
 
     kind: ClampKind
     c: float

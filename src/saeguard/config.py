@@ -1,22 +1,19 @@
-"""`FitConfig`: every choice of `fit`, with its default and its help text, and the presets.
+"""Every choice of `fit` and of `train-sae`, with its default and its help text, and the presets.
 
-The command line is generated from these fields: a choice is written down once.
+The command line is generated from these fields: a choice is written down once. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from saeguard.calibration import Conformal, Method, Percentile
-from saeguard.clamp import ClampKind
-from saeguard.gate import Moment
-from saeguard.guardrail import Action
+from saeguard.choices import Action, ClampKind, GateChoice, Moment, TopKMode
 from saeguard.options import option
-from saeguard.sae.slim import TopKMode
-from saeguard.selection import SelectionRule
 
-GateChoice = Literal["auto", "density", "evidence", "probe"]
+if TYPE_CHECKING:
+    from saeguard.calibration import Method
+    from saeguard.selection import SelectionRule
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,9 @@ class FitConfig:
     name: str = option("forget", "name of the rule, shown in verdicts")
     n: int = option(40, "features selected")
     p_ratio: float = option(95.0, "percentile of the importance ratio that a feature must reach")
-    score: Literal["second_moment", "squared_mean"] = option("second_moment", "feature score: the paper's, or its code's")
+    score: Literal["second_moment", "squared_mean"] = option(
+        "second_moment", "feature score: the paper's, or its code's"
+    )
     retain_score: Literal["worst", "pooled"] = option("worst", "retain score over several corpora")
     floor: float = option(1e-4, "smallest retain score in the ratio, relative to the largest")
     gate: GateChoice = option("auto", "what decides; auto: evidence, unless another is better beyond its interval")
@@ -39,7 +38,7 @@ class FitConfig:
     alpha: float = option(0.05, "false positives allowed in each retain corpus (conformal threshold)")
     p_dyn: float | None = option(None, "use this percentile of the retain statistics instead of alpha (the paper: 95)")
     clamp: ClampKind = option("dense", "at hot tokens clamp all features, or only the active ones")
-    strength: float = option(2.0, "clamp value in units of the median residual norm")
+    strength: float = option(0.5, "clamp value in units of the median residual norm")
     c: float | None = option(None, "clamp value in units of feature activation instead of --strength (the paper: 500)")
     action: Action = option("clamp", "what a trigger does")
     lengths: tuple[int, ...] = option((32, 64, 256), "tokens of the windows that text is cut into")
@@ -53,18 +52,35 @@ class FitConfig:
     @property
     def selection(self) -> SelectionRule:
         """The selection rule."""
+        from saeguard.selection import SelectionRule
+
         return SelectionRule(self.n, self.p_ratio, self.score, self.retain_score, self.floor, self.as_authors)
 
     @property
     def method(self) -> Method:
         """The calibration method."""
+        from saeguard.calibration import Conformal, Percentile
+
         return Conformal(self.alpha) if self.p_dyn is None else Percentile(self.p_dyn)
 
 
 PRESETS: dict[str, FitConfig] = {
     "default": FitConfig(),
     "paper": replace(
-        FitConfig(), n=20, score="squared_mean", retain_score="pooled", gate="density", accumulate="mean", moment="block",
-        p_dyn=95.0, clamp="dense", c=500.0, lengths=(1024,), chat=False, quarantine=False, as_authors=True,
+        FitConfig(), n=20, score="squared_mean", retain_score="pooled", gate="density", accumulate="mean",
+        moment="block", p_dyn=95.0, clamp="dense", c=500.0, lengths=(1024,), chat=False, quarantine=False,
+        as_authors=True,
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SAETraining:
+    """How an SAE is trained."""
+
+    width: int = option(4608, "number of features, d_sae")
+    k: int = option(32, "mean number of active features a token, L0")
+    token_passes: int = option(2_500_000, "tokens seen, each token counted every time it is seen")
+    batch: int = option(2048, "tokens in a step")
+    learning_rate: float = option(1e-3, "peak learning rate")
+    seed: int = 0

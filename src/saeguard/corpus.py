@@ -114,9 +114,11 @@ def read_texts(source: str) -> Iterator[str]:
         yield from _checked(_read_hub(source), source)
         return
     path = Path(source)
-    if not path.is_file():
-        raise CorpusError(f"no such file: {path}. Expected .txt, .jsonl, .jsonl.gz, .parquet or hf:DATASET:SPLIT:COLUMN")
     try:
+        if not path.is_file():
+            raise CorpusError(
+                f"no such file: {path}. Expected .txt, .jsonl, .jsonl.gz, .parquet or hf:DATASET:SPLIT:COLUMN"
+            )
         yield from _checked(_reader(path), source)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise CorpusError(f"cannot read {path}: {error}") from error
@@ -129,7 +131,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorpusError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise CorpusError(f"{path}, line {number}: found {type(row).__name__}, expected an object")
@@ -147,8 +149,7 @@ def _reader(path: Path) -> Iterable[Any]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for line in lines:
             yield line.rstrip("\n")
 
@@ -172,13 +173,17 @@ def _read_hub(source: str) -> Iterator[Any]:
         raise CorpusError(f"{source}: expected hf:DATASET[:CONFIG]:SPLIT:COLUMN")
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+        from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise CorpusError(f"reading {source} needs datasets: pip install 'saeguard[data]'") from error
     *names, split, column = parts
     try:
         for row in load_dataset(*names, split=split, streaming=True):
-            yield row.get(column)
-    except (OSError, ValueError) as error:
+            yield row[column]
+    except KeyError as error:
+        raise CorpusError(f"cannot read {source}: found no column {error}") from error
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, DatasetsError, HfHubHTTPError) as error:
         raise CorpusError(f"cannot read {source}: {error}") from error
 
 
@@ -187,5 +192,7 @@ def _checked(texts: Iterable[Any], source: str) -> Iterator[str]:
         if not isinstance(text, str):
             raise CorpusError(f"{source}, row {number}: found {type(text).__name__}, expected a text under 'text'")
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise CorpusError(f"{source}, row {number}: half of a surrogate pair, which is no text. Write the file again.")
+            raise CorpusError(
+                f"{source}, row {number}: half of a surrogate pair, which is no text. Write the file again."
+            )
         yield text

@@ -1,7 +1,7 @@
 """Learned gates: logistic regression of forget against retain windows (scikit-learn), folded to one vector.
 
-Every corpus has the same total weight, so that many far domains do not drown the near one. The bias is set so
-that the mean score of an ordinary retain token is 0: evidence is then positive for the topic, and a sequence of
+Forget and retain rows weigh the same in total; among the retain corpora more text is more weight, so that a near
+neighbour counts for more where more of it is given. The bias is set so that the mean score of an ordinary retain token is 0: evidence is then positive for the topic, and a sequence of
 which little was read has a statistic near 0.
 """
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from saeguard.gate import Evidence, Probe
@@ -33,11 +33,8 @@ class LabelledWindows:
     document: Sequence[int]
 
     def weights(self) -> Matrix:
-        """Row weights that give every retain corpus the same total, and forget as much as all of them."""
-        names, codes, counts = np.unique(np.asarray(self.corpus), return_inverse=True, return_counts=True)
-        share = 1.0 / counts[codes]
-        retain_corpora = len(names) - 1
-        share[self.forget] *= max(1, retain_corpora)
+        """Row weights: all forget rows together weigh as much as all retain rows; their mean is 1."""
+        share = np.where(self.forget, (~self.forget).sum() / max(1, self.forget.sum()), 1.0)
         return np.asarray(share * len(share) / share.sum())
 
 
@@ -47,7 +44,7 @@ def fit_evidence(windows: LabelledWindows, *, regularisation: float = 0.1) -> Ev
     return Evidence(torch.tensor(weights, dtype=torch.float32), bias)
 
 
-def fit_probe(windows: LabelledWindows, *, regularisation: float = 0.1) -> Probe:
+def fit_probe(windows: LabelledWindows, *, regularisation: float = 0.01) -> Probe:
     """A linear probe from window means of the residual stream."""
     weights, bias = _linear(windows, regularisation)
     return Probe(torch.tensor(weights, dtype=torch.float32), bias)
@@ -64,7 +61,7 @@ def cross_fitted_scores(windows: LabelledWindows, *, regularisation: float = 0.1
     return np.asarray(scores, dtype=np.float64)
 
 
-def _pipeline(regularisation: float):  # type: ignore[no-untyped-def]
+def _pipeline(regularisation: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000))
 
 

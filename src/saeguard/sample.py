@@ -111,7 +111,7 @@ def _hidden(windows: Sequence[ReadWindow]) -> list[Tensor]:
         wanted.setdefault(window.shard, {})[window.index] = place
     found: dict[int, Tensor] = {}
     for shard, places in wanted.items():
-        for index, window in enumerate(shard.windows()):
+        for index, sampled in enumerate(shard.windows()):
             if index in places:
-                found[places[index]] = window.hidden
+                found[places[index]] = sampled.hidden
     return [found[place] for place in range(len(windows))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from saeguard.windows import Window, Windower
 SHARD_CHARACTERS = 60_000
 CHARACTERS_PER_TOKEN = 4
 HASH_RANGE = 1 << 64
+NAME_LENGTH = 40
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Shard:
     def statistics(self) -> FeatureStatistics:
         """The feature statistics of its `fit` windows."""
         with self._open() as file:
-            return FeatureStatistics.from_tensors({
-                name: file.get_tensor(name) for name in ("count", "total", "squares", "fired")
-            })
+            return FeatureStatistics.from_tensors(
+                {name: file.get_tensor(name) for name in ("count", "total", "squares", "fired")}
+            )
 
     def windows(self) -> Iterator[SampledWindow]:
         """Its sampled windows, one after another."""
@@ -96,9 +97,10 @@ def run_pass(
     task: Pass, corpora: Mapping[str, Corpus], summaries: Mapping[str, CorpusSummary], folder: Path, advance: Advance
 ) -> dict[str, list[Shard]]:
     """Make every shard that is not there yet; all shards by corpus name. `advance` is told the tokens done."""
+    stems = {name: f"{place:03d}-{_safe(name)}" for place, name in enumerate(sorted(corpora))}
     return {
         name: [
-            _shard(task, name, documents, summaries[name], folder / f"{_safe(name)}-{number:05d}.safetensors", advance)
+            _shard(task, name, documents, summaries[name], folder / f"{stems[name]}-{number:05d}.safetensors", advance)
             for number, documents in enumerate(_chunks(corpus.documents()))
         ]
         for name, corpus in corpora.items()
@@ -127,7 +129,7 @@ def _shard(
     task: Pass, corpus: str, documents: list[Document], summary: CorpusSummary, path: Path, advance: Advance
 ) -> Shard:
     """The shard of these documents, computed unless its file is there and whole."""
-    if not _is_whole(path):
+    if not _is_whole(path, corpus):
         share = min(1.0, task.sample * CHARACTERS_PER_TOKEN / summary.characters)
         _write(path, *_compute(task, corpus, documents, share), corpus=corpus)
     advance(sum(len(document.text) for document in documents) // CHARACTERS_PER_TOKEN)
@@ -171,7 +173,7 @@ def _write(
     temporary = path.with_suffix(".partial")
     try:
         save_file(tensors, temporary, metadata={"corpus": corpus, "windows": json.dumps(entries)})
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise CorpusError(
@@ -179,12 +181,14 @@ def _write(
         ) from error
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a finished shard is there (a damaged one is computed again)."""
+def _is_whole(path: Path, corpus: str) -> bool:
+    """Whether a finished shard of this corpus is there (a damaged one is computed again)."""
     try:
         with safe_open(path, framework="pt") as file:
-            return "windows" in (file.metadata() or {})
-    except (OSError, SafetensorError):
+            metadata = file.metadata() or {}
+            entries = json.loads(metadata.get("windows", "null"))
+            return isinstance(entries, list) and metadata.get("corpus") == corpus
+    except (OSError, SafetensorError, ValueError, struct.error):
         return False
 
 
@@ -195,7 +199,8 @@ def _draw(corpus: str, window: Window) -> float:
 
 
 def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    """A name as part of a file name, to be read by people; it need not be unique."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:NAME_LENGTH]
 
 
 def pass_fingerprint(task: Pass, model: Mapping[str, Any], summaries: Mapping[str, CorpusSummary]) -> str:

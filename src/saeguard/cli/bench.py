@@ -8,7 +8,10 @@ from saeguard.cli.options import add_common, add_model, console, emit
 
 HELP = "time the product itself: overhead of a guardrail, throughput of fit"
 EXAMPLE = "saeguard bench overhead --guardrail guardrails/astronomy"
-BENCHES = ("overhead", "fit")
+BENCHES = {
+    "overhead": "forward passes with and without a guardrail, in pairs",
+    "fit": "throughput of the offline pass against the bare truncated forward pass, and its memory",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from saeguard.errors import UsageError
 
     if args.list:
-        console().print("overhead   forward passes with and without a guardrail, in pairs\n"
-                        "fit        throughput of the offline pass against the bare truncated forward pass, and its memory")  # fmt: skip
+        console().print("\n".join(f"{name:10} {what}" for name, what in BENCHES.items()))
     elif args.name == "overhead":
         _overhead(args)
     elif args.name == "fit":
@@ -61,8 +63,8 @@ def _overhead(args: argparse.Namespace) -> None:
     table = Table("pass", "tokens", "batch", "unguarded ms", "guarded ms", "full SAE ms", "overhead")
     for name, some in rows.items():
         for row in some:
-            table.add_row(name, f"{row['tokens']}", f"{row['batch']}", f"{row['unguarded_ms']:.1f}",
-                          f"{row['guarded_ms']:.1f}", f"{row['full_sae_ms']:.1f}", f"{row['overhead']:+.1%}")  # fmt: skip
+            times = [f"{row[key]:.1f}" for key in ("unguarded_ms", "guarded_ms", "full_sae_ms")]
+            table.add_row(name, f"{row['tokens']}", f"{row['batch']}", *times, f"{row['overhead']:+.1%}")
     console().print(table)
 
 

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `chat`."""
     parser.add_argument("--guardrail", required=True, metavar="DIR", help="guardrail folder or hub id")
     add_model(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=120, metavar="N", help="length of an answer (default: 120)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=120, metavar="N", help="length of an answer (default: 120)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (default)")
     add_common(parser)
 

@@ -11,7 +11,8 @@ from saeguard.config import PRESETS, FitConfig
 HELP = "from texts to forget and texts to keep to a guardrail"
 EXAMPLE = (
     "saeguard fit --model HuggingFaceTB/SmolLM2-135M-Instruct --sae SAE_FOLDER --layer 6 \\\n"
-    "    --forget chemistry.jsonl --retain physics=physics.jsonl chat=chat.jsonl news=news.txt --out guardrails/chemistry"
+    "    --forget chemistry.jsonl --retain physics=physics.jsonl chat=chat.jsonl news=news.txt \\\n"
+    "    --out guardrails/chemistry"
 )
 
 
@@ -20,14 +21,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
     parser.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
-    parser.add_argument("--forget", required=True, metavar="FILE", help=".txt, .jsonl[.gz], .parquet or hf:DATASET[:CONFIG]:SPLIT:COLUMN")
-    parser.add_argument("--retain", required=True, nargs="+", action="extend", metavar="NAME=FILE",
-                        help="named texts that must stay untouched; give several, near neighbours of the topic among them")  # fmt: skip
+    parser.add_argument(
+        "--forget",
+        required=True,
+        metavar="FILE",
+        help=".txt, .jsonl[.gz], .parquet or hf:DATASET[:CONFIG]:SPLIT:COLUMN",
+    )
+    parser.add_argument(
+        "--retain",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="NAME=FILE",
+        help="named texts that must stay untouched; give several, near neighbours of the topic among them",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the guardrail")
-    parser.add_argument("--work", metavar="DIR", help="folder for finished shards (default: DIR.work); a killed run resumes there")
+    parser.add_argument(
+        "--work", metavar="DIR", help="folder for finished shards (default: DIR.work); a killed run resumes there"
+    )
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                         help="use finished shards of an earlier run (default: yes)")  # fmt: skip
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="paper: as the authors' code computes it")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="default", help="paper: as the authors' code computes it"
+    )
     add_common(parser)
     add_fields(parser, FitConfig, skip=("seed",))
 

@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"saeguard {args.command}: {type(error).__name__}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"saeguard {args.command}: stopped. What was finished is kept; run the same command to go on.\n")
+        sys.stderr.write(
+            f"saeguard {args.command}: stopped. What was finished is kept; run the same command to go on.\n"
+        )
         return 130
     return 0
 

@@ -45,7 +45,9 @@ def add_fields(parser: argparse.ArgumentParser, config: type, skip: Sequence[str
 def fit_config(args: argparse.Namespace) -> FitConfig:
     """The preset with the options that were given."""
     names = {field.name for field in dataclasses.fields(FitConfig)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items() if name in names}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items() if name in names
+    }
     return dataclasses.replace(PRESETS[args.preset], **given)
 
 

@@ -14,7 +14,12 @@ EXAMPLE = "saeguard quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `quickstart`."""
-    parser.add_argument("--out", default="guardrails/astronomy", metavar="DIR", help="folder for the guardrail (default: guardrails/astronomy)")
+    parser.add_argument(
+        "--out",
+        default="guardrails/astronomy",
+        metavar="DIR",
+        help="folder for the guardrail (default: guardrails/astronomy)",
+    )
     parser.add_argument("--page", metavar="FILE", help="the page to look at (default: DIR.html)")
     add_common(parser)
 
@@ -48,7 +53,15 @@ def _show(result: dict[str, Any], page: Any) -> None:
     from rich.table import Table
 
     out = console()
-    table = Table("questions", "role", "n", "unguarded", "guarded", "triggered", title="Accuracy (chance 0.25) with 95 % intervals")
+    table = Table(
+        "questions",
+        "role",
+        "n",
+        "unguarded",
+        "guarded",
+        "triggered",
+        title="Accuracy (chance 0.25) with 95 % intervals",
+    )
     for row in result["sets"]:
         table.add_row(
             row["name"], row["role"], str(row["n"]), _rate(row, "unguarded", "unguarded_interval"),
@@ -61,13 +74,16 @@ def _show(result: dict[str, Any], page: Any) -> None:
         f"({worst[0]}), allowed {result['alpha']:.0%} in each of {len(result['false_positives'])} domains.\n"
     )
     for example in result["examples"]:
-        out.print(f"[bold]{escape(example['prompt'])}[/bold]  {'[red]triggered' if example['triggered'] else '[green]not triggered'}[/]")
+        state = "[red]triggered[/]" if example["triggered"] else "[green]not triggered[/]"
+        out.print(f"[bold]{escape(example['prompt'])}[/bold]  {state}")
         out.print(f"  [dim]unguarded[/dim]  {escape(' '.join(example['unguarded'].split()))}")
         out.print(f"  [dim]guarded[/dim]    {escape(' '.join(example['guarded'].split()))}\n")
     out.print(
-        f"{result['seconds']:.0f} s, {result['peak_memory_mb']:,.0f} MB. Guardrail: {result['artifact']}   Page: {page}\n\n"
+        f"{result['seconds']:.0f} s, {result['peak_memory_mb']:,.0f} MB. "
+        f"Guardrail: {result['artifact']}   Page: {page}\n\n"
         "Next, with your own model:\n"
-        "  saeguard fit --model MODEL --sae SAE --layer L --forget topic.jsonl --retain near=near.jsonl chat=chat.jsonl --out guardrails/mine\n"
+        "  saeguard fit --model MODEL --sae SAE --layer L --forget topic.jsonl "
+        "--retain near=near.jsonl chat=chat.jsonl --out guardrails/mine\n"
         f"  saeguard chat --guardrail {result['artifact']}"
     )
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from saeguard.cli.options import add_common, add_fields, add_model, console, emit, named_files
-from saeguard.sae.train import SAETraining
+from saeguard.config import SAETraining
 
 HELP = "train an SAE for a model that has none"
 EXAMPLE = "saeguard train-sae --layer 6 --text wiki=wiki.jsonl.gz books=books.txt chat=chat.jsonl --out my-sae"
@@ -15,9 +15,20 @@ EXAMPLE = "saeguard train-sae --layer 6 --text wiki=wiki.jsonl.gz books=books.tx
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `train-sae`."""
     add_model(parser)
-    parser.add_argument("--layer", type=int, required=True, metavar="L", help="layer whose residual stream is encoded, from 0")
-    parser.add_argument("--text", required=True, nargs="+", action="extend", metavar="NAME=FILE", help="varied text; each file gives an equal share")
-    parser.add_argument("--tokens", type=int, default=1_000_000, metavar="N", help="tokens of text read (default: 1000000)")
+    parser.add_argument(
+        "--layer", type=int, required=True, metavar="L", help="layer whose residual stream is encoded, from 0"
+    )
+    parser.add_argument(
+        "--text",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="NAME=FILE",
+        help="varied text; each file gives an equal share",
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=1_000_000, metavar="N", help="tokens of text read (default: 1000000)"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the SAE, in SAELens format")
     parser.add_argument("--work", metavar="DIR", help="folder for residual streams and checkpoints (default: DIR.work)")
     add_common(parser)
@@ -69,4 +80,10 @@ def _train(args: argparse.Namespace, loaded: Any, corpora: Any, config: SAETrain
         "layer": args.layer,
     }
     with progress("training", config.token_passes, unit="tokens") as advance:
-        return train(residuals, config, on_step=advance, metadata=metadata, checkpoint=work / f"{name}.{config.width}.{config.k}.checkpoint")
+        return train(
+            residuals,
+            config,
+            on_step=advance,
+            metadata=metadata,
+            checkpoint=work / f"{name}.{config.width}.{config.k}.checkpoint",
+        )

@@ -147,7 +147,8 @@ def _continue(model: Any, batch: list[_Encoded], mask: Tensor, cache: Cache) -> 
         input_ids=options, attention_mask=torch.cat([mask, option_mask], dim=1), position_ids=positions,
         past_key_values=cache, use_cache=True,
     )  # fmt: skip
-    return out.logits.float().log_softmax(dim=-1).cpu()
+    logits: Tensor = out.logits
+    return logits.float().log_softmax(dim=-1).cpu()
 
 
 def _pad(rows: list[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:

@@ -84,11 +84,11 @@ def _plots(rule: Rule) -> dict[str, str]:
     features = feature_rows(rule)
     made = {"heat_map": plots.heat_map(features)} if features else {}
     if summary := chosen_summary(rule):
-        made |= {
-            "intervals": plots.intervals(gate_rows(rule)[0], alpha(rule)),
-            "histograms": plots.histograms(summary),
-            "trade_off": plots.trade_off(rule.evidence["gates"], summary["gate"]),
-        }
+        made["intervals"] = plots.intervals(gate_rows(rule)[0], alpha(rule))
+        if summary["histograms"]["counts"]:
+            made["histograms"] = plots.histograms(summary)
+        if summary["curve"]:
+            made["trade_off"] = plots.trade_off(rule.evidence["gates"], summary["gate"])
     return made
 
 

@@ -42,7 +42,7 @@ def histograms(summary: Mapping[str, Any]) -> str:
     threshold = summary["threshold"]
     hits = summary["false_positives"] | {FORGET: summary["caught"]}
     with rc_context(STYLE):
-        figure, axes = _figure(0.55 + 0.34 * len(names))
+        figure, axes = _figure(max(1.2, 0.55 + 0.34 * len(names)))
         end = max(edges[-1], threshold) * 1.02
         axes.axvspan(threshold, end, color=MARK, alpha=0.08, linewidth=0)
         for row, name in enumerate(names):

@@ -74,7 +74,11 @@ class SparseAutoencoder:
         if self.W_enc.dim() != 2:
             raise self._refusal("W_enc", tuple(self.W_enc.shape), "(d_model, d_sae)")
         d_model, d_sae = self.W_enc.shape
-        parts = {"b_enc": (self.b_enc, (d_sae,)), "W_dec": (self.W_dec, (d_sae, d_model)), "b_dec": (self.b_dec, (d_model,))}
+        parts = {
+            "b_enc": (self.b_enc, (d_sae,)),
+            "W_dec": (self.W_dec, (d_sae, d_model)),
+            "b_dec": (self.b_dec, (d_model,)),
+        }
         if isinstance(self.activation, JumpReLU):
             parts["threshold"] = self.activation.threshold, (d_sae,)
         for name, (tensor, shape) in parts.items():
@@ -112,9 +116,8 @@ class SparseAutoencoder:
 
     def encode(self, h: Tensor) -> Tensor:
         """Residual stream (..., d_model) to feature activations (..., d_sae), in float32."""
-        return self.activation(torch.addmm(self.b_enc, h.float().flatten(0, -2), self.W_enc)).unflatten(
-            0, h.shape[:-1]
-        )
+        pre = torch.addmm(self.b_enc, h.float().flatten(0, -2), self.W_enc)
+        return self.activation(pre).reshape(*h.shape[:-1], self.d_sae)
 
     def decode(self, a: Tensor) -> Tensor:
         """Feature activations (..., d_sae) to the reconstructed residual stream (..., d_model)."""
@@ -126,9 +129,7 @@ class SparseAutoencoder:
         if isinstance(activation, JumpReLU):
             activation = JumpReLU(activation.threshold.to(device))
         moved = {name: getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        return SparseAutoencoder(
-            **moved, activation=activation, source=self.source, metadata=self.metadata
-        )
+        return SparseAutoencoder(**moved, activation=activation, source=self.source, metadata=self.metadata)
 
     def fingerprint(self) -> str:
         """A hash of every weight and of the activation, the same on every machine."""

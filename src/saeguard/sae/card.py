@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from saeguard.config import SAETraining
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.sae.quality import SAEQuality
-from saeguard.sae.train import SAETraining
 
 
 def sae_card(

@@ -75,9 +75,7 @@ def measure(
 SPLICES = ("clean", "spliced", "zero")
 
 
-def _loss(
-    model: nn.Module, sae: SparseAutoencoder, layer: int, batch: ResidualBatch, splice: str
-) -> float:
+def _loss(model: nn.Module, sae: SparseAutoencoder, layer: int, batch: ResidualBatch, splice: str) -> float:
     """Summed next-token loss at the valid tokens, with the residual stream kept, rebuilt or zeroed there."""
     ids, attended, valid = batch.input_ids, batch.masks.attended, batch.masks.valid
 

@@ -7,7 +7,6 @@ corpus gives an equal share of tokens; its documents are taken in the order of a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from saeguard.activations import residual_batches
 from saeguard.corpus import Corpus, Split, text_key
 from saeguard.errors import CorpusError
+from saeguard.model import text_config
 from saeguard.progress import progress
 from saeguard.windows import Window, Windower
 
@@ -26,9 +26,7 @@ WINDOWS_A_DOCUMENT = 12
 CHUNK = 512
 
 
-def training_windows(
-    tokenizer: Any, corpora: Sequence[Corpus], tokens: int, *, split: Split = "fit"
-) -> list[Window]:
+def training_windows(tokenizer: Any, corpora: Sequence[Corpus], tokens: int, *, split: Split = "fit") -> list[Window]:
     """About `tokens` tokens of windows, an equal share of each corpus; every other document in the chat template."""
     windower = Windower(tokenizer, LENGTHS, chat=tokenizer.chat_template is not None)
     return [window for corpus in corpora for window in _share(windower, corpus, tokens // len(corpora), split)]
@@ -54,7 +52,7 @@ def collect_residuals(
 
     A finished file is used again; a killed run goes on after its last finished chunk of windows.
     """
-    width = next(model.parameters()).shape[-1] if not hasattr(model, "config") else model.config.hidden_size
+    width: int = text_config(model).hidden_size
     state = path.with_suffix(".json")
     done: dict[str, int] = json.loads(state.read_text("utf-8")) if state.is_file() else {"windows": 0, "rows": 0}
     room = sum(len(window.ids) for window in windows)
@@ -78,4 +76,4 @@ def collect_residuals(
 def _save(path: Path, done: dict[str, int]) -> None:
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(done), "utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

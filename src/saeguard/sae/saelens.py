@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saeguard.errors import SAEError
+from saeguard.files import follow_umask
 from saeguard.sae.autoencoder import Activation, JumpReLU, ReLU, SparseAutoencoder, TopK
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -51,7 +52,8 @@ def load_saelens(folder: Path) -> SparseAutoencoder:
     tensors = {name: weights[name].contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     activation = _activation(config, weights, folder)
     return _fold(
-        SparseAutoencoder(**tensors, activation=activation, source=str(folder), metadata=_metadata(config, folder)), config
+        SparseAutoencoder(**tensors, activation=activation, source=str(folder), metadata=_metadata(config, folder)),
+        config,
     )
 
 
@@ -82,6 +84,7 @@ def save_saelens(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torc
         },
         folder / WEIGHTS,
     )
+    follow_umask(folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
@@ -121,7 +124,9 @@ def _fold(sae: SparseAutoencoder, config: dict[str, Any]) -> SparseAutoencoder:
 
 def _metadata(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What the file says of the model, with `layer` read out of the hook name where it can be."""
-    metadata: dict[str, Any] = config.get("metadata") or {k: config[k] for k in ("model_name", "hook_name") if k in config}
+    metadata: dict[str, Any] = config.get("metadata") or {
+        k: config[k] for k in ("model_name", "hook_name") if k in config
+    }
     layer = config.get("hook_layer", metadata.get("layer"))
     match = re.search(r"(?:blocks|layers|h)\.(\d+)", str(metadata.get("hook_name", "")))
     if layer is None and match:

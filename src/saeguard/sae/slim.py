@@ -8,15 +8,13 @@ feature is active only if it is among the k largest of its token, so either the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder, TopK
-
-TopKMode = Literal["exact", "threshold"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,12 @@ class SlimEncoder:
             everything = torch.addmm(self.full_bias, flat, self.full_columns)
             bar = _rank_bar(everything, self.k).clamp(min=0)
         active = pre > bar
-        return torch.where(active, pre, 0.0).unflatten(0, hidden.shape[:-1])
+        return torch.where(active, pre, 0.0).reshape(*hidden.shape[:-1], pre.shape[-1])
 
     def to(self, device: torch.device | str) -> SlimEncoder:
         """The same on another device."""
-        return SlimEncoder(**{
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        })
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return SlimEncoder(k=self.k, **moved)
 
     def tensors(self) -> dict[str, Tensor]:
         """What goes into a file."""
@@ -91,7 +88,7 @@ class TopKAgreement:
 
 
 def topk_thresholds(sae: SparseAutoencoder, ids: list[int], hidden: Tensor) -> Tensor:
-    """For each feature the threshold (n,) that best separates being in the top k from not being, on (tokens, d_model)."""
+    """For each feature the threshold (n,) that best tells being in the top k from not being, on (tokens, d_model)."""
     if not isinstance(sae.activation, TopK):
         raise SAEError(f"only TopK needs fixed thresholds, this SAE is {type(sae.activation).__name__}")
     pre = torch.addmm(sae.b_enc[ids], hidden.float(), sae.W_enc[:, ids])

@@ -8,30 +8,15 @@ guardrail therefore carries only the few it uses. Why no library: docs/dependenc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saeguard.options import option
+from saeguard.config import SAETraining
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder
-
-
-@dataclass(frozen=True)
-class SAETraining:
-    """How an SAE is trained."""
-
-    width: int = option(4608, "number of features, d_sae")
-    k: int = option(32, "mean number of active features a token, L0")
-    token_passes: int = option(2_500_000, "tokens seen, each token counted every time it is seen")
-    batch: int = option(2048, "tokens in a step")
-    learning_rate: float = option(1e-3, "peak learning rate")
-    seed: int = 0
-
 
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.2
@@ -112,8 +97,9 @@ def train(
 
 def _keep(path: Path, trainee: _Trainee, optimizer: torch.optim.Adam, step: int) -> None:
     temporary = path.with_suffix(".partial")
-    torch.save({"step": step, "trainee": trainee.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
-    os.replace(temporary, path)
+    state = {"trainee": trainee.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    torch.save({"step": step, **state}, temporary)
+    temporary.replace(path)
 
 
 def _restore(path: Path | None, trainee: _Trainee, optimizer: torch.optim.Adam) -> int:
@@ -123,6 +109,7 @@ def _restore(path: Path | None, trainee: _Trainee, optimizer: torch.optim.Adam) 
     kept = torch.load(path, weights_only=True)
     trainee.load_state_dict(kept["trainee"])
     optimizer.load_state_dict(kept["optimizer"])
+    torch.set_rng_state(kept["random"])
     return int(kept["step"])
 
 

@@ -1,6 +1,6 @@
 """`fit`: from two kinds of text to a guardrail. Each step is a function of the records before it.
 
-    corpora -> shards -> statistics -> selection -> windows -> quarantine -> gates -> calibration -> guardrail
+corpora -> shards -> statistics -> selection -> windows -> quarantine -> gates -> calibration -> guardrail
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Texts = str | Path | Sequence[str]
 MIN_FORGET_WINDOWS = 10
 DENSITY_FEATURES = 20
 TOPK_TOKENS = 20_000
-DRIFTS = (0.75, 1.0, 1.5, 2.0, 2.5)
+DRIFTS = (0.5, 1.0, 1.5, 2.0)
 
 
 def fit(
@@ -70,9 +70,11 @@ def fit(
     check_disjoint(summaries[FORGET], {name: s for name, s in summaries.items() if name != FORGET})
     chat = tokenizer.chat_template is not None if config.chat is None else config.chat
     task = Pass(model, tokenizer, sae, layer, Windower(tokenizer, config.lengths, chat), config.sample)
+    identity = pass_fingerprint(task, model_fingerprint(model), summaries)
     with ExitStack() as stack:
-        work = Path(work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="saeguard-")))
-        shards = _run(task, corpora, summaries, work, show_progress)
+        folder = _shard_folder(work_dir, identity, stack)
+        with progress("reading", estimated_tokens(summaries.values()), unit="tokens", show=show_progress) as advance:
+            shards = run_pass(task, corpora, summaries, folder, advance)
         return decide(task, shards, summaries, config)
 
 
@@ -154,16 +156,14 @@ def _corpora(forget: Texts, retain: Mapping[str, Texts]) -> dict[str, Corpus]:
     return named | {name: Corpus.of(name, "retain", texts) for name, texts in retain.items()}
 
 
-def _run(
-    task: Pass, corpora: Mapping[str, Corpus], summaries: Mapping[str, CorpusSummary], work: Path, show: bool
-) -> dict[str, list[Shard]]:
-    folder = work / pass_fingerprint(task, model_fingerprint(task.model), summaries)
+def _shard_folder(work_dir: str | Path | None, identity: str, stack: ExitStack) -> Path:
+    """Where the shards of one pass lie: in `work_dir`, or until the stack closes. Raises `CorpusError`."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(work_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="saeguard-")))
+        (work / identity).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CorpusError(f"cannot write to the work folder {work}: {error}") from error
-    with progress("reading", estimated_tokens(summaries.values()), unit="tokens", show=show) as advance:
-        return run_pass(task, corpora, summaries, folder, advance)
+        raise CorpusError(f"cannot write to the work folder {work_dir or 'for temporary files'}: {error}") from error
+    return work / identity
 
 
 def _check_enough(statistics: Mapping[str, FeatureStatistics]) -> None:
@@ -198,7 +198,10 @@ def _fit_gates(splits: _Splits, config: FitConfig) -> dict[str, GateResult]:
     forget = [window for window in splits.fit if window.corpus == FORGET]
     if len(forget) < MIN_FORGET_WINDOWS:
         raise TooFewSequencesError.mismatch(
-            "windows of forget text to fit on", found=len(forget), expected=f"at least {MIN_FORGET_WINDOWS}", fix="Give more text."
+            "windows of forget text to fit on",
+            found=len(forget),
+            expected=f"at least {MIN_FORGET_WINDOWS}",
+            fix="Give more text.",
         )
     scorers: dict[str, Scorer] = {"density": Density()}
     if config.gate != "density":
@@ -242,7 +245,12 @@ def _evidence(
         "why_this_gate": why,
         "gates": {name: result.summary() for name, result in results.items()},
         "corpora": {
-            name: {"documents": s.documents, "characters": s.characters, "duplicates": s.duplicates, "fingerprint": s.fingerprint}
+            name: {
+                "documents": s.documents,
+                "characters": s.characters,
+                "duplicates": s.duplicates,
+                "fingerprint": s.fingerprint,
+            }
             for name, s in summaries.items()
         },
         "windows": {split: len(windows) for split, windows in vars(splits).items()},
@@ -256,7 +264,11 @@ def _freeze(
 ) -> Guardrail:  # fmt: skip
     ids = [feature.id for feature in selected]
     c = config.strength * norm if config.c is None else config.c
-    evidence |= {"chosen": chosen.gate.kind, "median_residual_norm": norm, "passages": top_passages(windows, ids, task.tokenizer)}
+    evidence |= {
+        "chosen": chosen.gate.kind,
+        "median_residual_norm": norm,
+        "passages": top_passages(windows, ids, task.tokenizer),
+    }
     rule = Rule(
         name=config.name, selected=tuple(selected), encoder=encoder, decoder=task.sae.W_dec[ids].contiguous(),
         gate=chosen.gate, threshold=chosen.threshold, clamp=Clamp(config.clamp, c, c / norm),
@@ -273,5 +285,8 @@ def _freeze(
             "d_sae": task.sae.d_sae,
         },
         rules=(rule,),
-        versions={"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "saeguard")}},
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "saeguard")},
+        },
     )

@@ -1,0 +1,85 @@
+"""The procedure of quickstart on other people's text: forget one textbook, keep the rest, judge on glossary questions.
+
+    python benchmarks/openstax.py DATA_FOLDER [--json]
+
+DATA_FOLDER holds `openstax/BOOK/text.jsonl.gz`, `openstax/BOOK/glossary_mc.jsonl` and `corpus/NAME.jsonl.gz`. Sections
+are cut into passages; of each text a share is taken by a hash. Hyperparameters are those of quickstart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from saeguard.config import PRESETS
+from saeguard.corpus import Corpus, text_key
+from saeguard.embedded import LAYER, embedded_model, embedded_sae
+from saeguard.evaluation.mcq import accuracy, answer_questions, read_questions, trigger_rate
+from saeguard.fitting import fit
+from saeguard.quickstart import ALPHA, STRENGTH
+
+TOPIC = "astronomy"
+PASSAGE_WORDS = 110
+PASSAGES = 240
+QUESTIONS = 100
+
+
+def passages(path: Path) -> list[str]:
+    """Up to `PASSAGES` passages of a text file, in the order of their hash."""
+    found = {passage for text in Corpus.of(path.stem, "retain", path).read() for passage in _cut(text)}
+    return sorted(found, key=text_key)[:PASSAGES]
+
+
+def _cut(text: str) -> Iterator[str]:
+    words = text.split()
+    for start in range(0, len(words), PASSAGE_WORDS):
+        yield " ".join(words[start : start + PASSAGE_WORDS])
+
+
+def main() -> None:
+    """Fit, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--gate", default="probe")
+    parser.add_argument("--moment", default="running", choices=["running", "block"])
+    parser.add_argument("--strength", type=float, default=STRENGTH)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--work", default="openstax.work")
+    args = parser.parse_args()
+    started = time.perf_counter()
+    model, tokenizer = embedded_model()
+    books = {path.parent.name: path for path in sorted(args.data.glob("openstax/*/text.jsonl.gz"))}
+    corpora = {path.name.removesuffix(".jsonl.gz"): path for path in sorted(args.data.glob("corpus/*.jsonl.gz"))}
+    retain = {name: passages(path) for name, path in ({**books, **corpora}).items() if name != TOPIC}
+    config = replace(PRESETS["default"], name=TOPIC, alpha=ALPHA, gate=args.gate, moment=args.moment, strength=args.strength)
+    guardrail = fit(
+        model, tokenizer, embedded_sae(), layer=LAYER, forget=passages(books[TOPIC]), retain=retain, config=config,
+        work_dir=args.work, show_progress=True,
+    )  # fmt: skip
+    rows = []
+    for name, path in books.items():
+        questions = read_questions(path.with_name("glossary_mc.jsonl"))[: None if name == TOPIC else QUESTIONS]
+        plain = answer_questions(model, tokenizer, questions)
+        guarded = answer_questions(model, tokenizer, questions, guardrail)
+        rows.append({
+            "name": name, "n": len(questions), "unguarded": accuracy(plain).value, "guarded": accuracy(guarded).value,
+            "trigger_rate": trigger_rate(guarded).value,
+        })  # fmt: skip
+        if not args.json:
+            print(rows[-1], flush=True)
+    gates = guardrail.evidence["gates"]
+    summary = {
+        name: {"caught": gate["caught"], "auroc": gate["auroc"],
+               "false_positives": {corpus: rate["rate"] for corpus, rate in gate["false_positives"].items()}}
+        for name, gate in gates.items()
+    }  # fmt: skip
+    print(json.dumps({"sets": rows, "gates": summary, "contamination": guardrail.evidence["contamination"],
+                      "seconds": time.perf_counter() - started}, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Training an SAE: it finds sparse structure, and a killed run goes on as if it had not been killed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import make_model, make_tokenizer
+from saeguard.corpus import Corpus
+from saeguard.errors import CorpusError
+from saeguard.sae import residuals as residuals_module
+from saeguard.sae.autoencoder import ReLU, SparseAutoencoder
+from saeguard.sae.quality import measure
+from saeguard.sae.residuals import collect_residuals, training_windows
+from saeguard.sae.saelens import load_saelens, save_saelens
+from saeguard.sae.train import CHECKPOINT_STEPS, SAETraining, train
+from topics import passages
+
+D_MODEL, TRUE_FEATURES, ACTIVE = 16, 24, 2
+CONFIG = SAETraining(width=48, k=3, token_passes=150 * 512, batch=512, learning_rate=3e-3)
+METADATA = {"model_name": "synthetic", "hook_name": "blocks.1.hook_resid_post", "layer": 1}
+
+
+class Killed(Exception):
+    """Stands for a kill: raised in the middle of the work."""
+
+
+@pytest.fixture(scope="module")
+def synthetic() -> Tensor:
+    """Rows (tokens, d_model): each the sum of a few of 24 directions, off the origin."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(TRUE_FEATURES, D_MODEL, generator=generator), dim=1)
+    picked = torch.rand(8_000, TRUE_FEATURES, generator=generator).topk(ACTIVE, dim=1).indices
+    strength = torch.zeros(8_000, TRUE_FEATURES)
+    strength.scatter_(1, picked, 1 + torch.rand(8_000, ACTIVE, generator=generator))
+    return strength @ directions * 5 + 3
+
+
+def explained(sae: SparseAutoencoder, rows: Tensor) -> float:
+    error = (rows - sae.decode(sae.encode(rows))).square().sum()
+    return 1 - float(error / (rows - rows.mean(dim=0)).square().sum())
+
+
+def test_training_recovers_most_of_sparse_data(synthetic):
+    sae = train(synthetic, CONFIG, metadata=METADATA)
+    assert explained(sae, synthetic) > 0.85
+    assert float((sae.encode(synthetic) > 0).sum(dim=1).float().mean()) == pytest.approx(CONFIG.k, abs=1)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(CONFIG.width))
+
+
+def test_a_trained_sae_survives_its_file(synthetic, tmp_path):
+    sae = train(synthetic, CONFIG, metadata=METADATA)
+    save_saelens(sae, tmp_path, torch.float32)
+    again = load_saelens(tmp_path)
+    assert (again.fingerprint(), again.layer) == (sae.fingerprint(), 1)
+
+
+def test_training_again_gives_the_same_sae(synthetic):
+    first, second = (train(synthetic, CONFIG, metadata=METADATA) for _ in range(2))
+    assert first.fingerprint() == second.fingerprint()
+
+
+def test_a_killed_training_goes_on_to_the_same_sae(synthetic, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    kill_at = (CHECKPOINT_STEPS + 20) * CONFIG.batch
+    seen: list[int] = []
+
+    def count(tokens: int) -> None:
+        seen.append(tokens)
+        if sum(seen) >= kill_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(synthetic, CONFIG, metadata=METADATA, on_step=count, checkpoint=checkpoint)
+    assert checkpoint.is_file()
+    resumed: list[int] = []
+    sae = train(synthetic, CONFIG, metadata=METADATA, on_step=resumed.append, checkpoint=checkpoint)
+    assert resumed[0] == CHECKPOINT_STEPS * CONFIG.batch
+    assert sum(resumed) == CONFIG.token_passes
+    assert not checkpoint.exists()
+    assert sae.fingerprint() == train(synthetic, CONFIG, metadata=METADATA).fingerprint()
+
+
+def test_a_killed_reading_goes_on_after_its_last_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(residuals_module, "CHUNK", 8)
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    windows = training_windows(tokenizer, [Corpus.of("text", "retain", passages("kitchen", 80))], 10_000)
+    assert len(windows) > 24
+    whole = collect_residuals(model, tokenizer, 1, windows, tmp_path / "whole.bin", show=False)
+    passes: list[int] = []
+
+    def kill(*_: object) -> None:
+        passes.append(1)
+        if len(passes) == 3:
+            raise Killed
+
+    handle = model.register_forward_pre_hook(kill)
+    with pytest.raises(Killed):
+        collect_residuals(model, tokenizer, 1, windows, tmp_path / "killed.bin", show=False)
+    resumed = collect_residuals(model, tokenizer, 1, windows, tmp_path / "killed.bin", show=False)
+    assert torch.equal(resumed, whole)
+    in_all = len(passes)
+    assert in_all - 3 == -(-len(windows) // 8) - 2, "the two finished chunks are not read again"
+    again = collect_residuals(model, tokenizer, 1, windows, tmp_path / "killed.bin", show=False)
+    handle.remove()
+    assert torch.equal(again, whole)
+    assert len(passes) == in_all, "a finished file is not read again"
+
+
+def test_only_fit_documents_are_trained_on():
+    corpus = Corpus.of("text", "retain", passages("kitchen", 40))
+    split = {document.index: document.split for document in corpus.documents()}
+    windows = training_windows(make_tokenizer(), [corpus], 100_000)
+    assert {split[window.document] for window in windows} == {"fit"}
+
+
+def test_nothing_to_train_on_is_a_named_error(tmp_path):
+    with pytest.raises(CorpusError, match="no text"):
+        collect_residuals(make_model("llama"), make_tokenizer(), 1, [], tmp_path / "none.bin", show=False)
+
+
+def test_quality_of_a_perfect_sae_is_perfect():
+    """An SAE that rebuilds its input exactly: a feature for each direction and its opposite."""
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    windows = training_windows(tokenizer, [Corpus.of("text", "retain", passages("garden", 20))], 10_000)
+    both = torch.cat([torch.eye(32), -torch.eye(32)])
+    sae = SparseAutoencoder(both.T.contiguous(), torch.zeros(64), both, torch.zeros(32), activation=ReLU())
+    quality = measure(model, tokenizer, sae, 1, windows)
+    assert quality.explained_variance == pytest.approx(1.0, abs=1e-5)
+    assert quality.loss_recovered == pytest.approx(1.0, abs=1e-3)
+    assert quality.l0 == pytest.approx(32, abs=0.5)
+    assert quality.loss_spliced == pytest.approx(quality.loss_clean, abs=1e-4)
