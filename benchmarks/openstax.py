@@ -55,7 +55,9 @@ def main() -> None:
     books = {path.parent.name: path for path in sorted(args.data.glob("openstax/*/text.jsonl.gz"))}
     corpora = {path.name.removesuffix(".jsonl.gz"): path for path in sorted(args.data.glob("corpus/*.jsonl.gz"))}
     retain = {name: passages(path) for name, path in ({**books, **corpora}).items() if name != TOPIC}
-    config = replace(PRESETS["default"], name=TOPIC, alpha=ALPHA, gate=args.gate, moment=args.moment, strength=args.strength)
+    config = replace(
+        PRESETS["default"], name=TOPIC, alpha=ALPHA, gate=args.gate, moment=args.moment, strength=args.strength
+    )
     guardrail = fit(
         model, tokenizer, embedded_sae(), layer=LAYER, forget=passages(books[TOPIC]), retain=retain, config=config,
         work_dir=args.work, show_progress=True,

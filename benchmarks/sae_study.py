@@ -45,7 +45,12 @@ def main() -> None:
             work_dir=args.work, show_progress=True,
         )  # fmt: skip
         gates = guardrail.evidence["gates"]
-        row = {"sae": folder, "layer": layer, "width": sae.d_sae, **measure(model, tokenizer, sae, layer, held_out).as_dict()}
+        row = {
+            "sae": folder,
+            "layer": layer,
+            "width": sae.d_sae,
+            **measure(model, tokenizer, sae, layer, held_out).as_dict(),
+        }
         row["gates"] = {
             name: [gate["caught"]["rate"], max(rate["rate"] for rate in gate["false_positives"].values())]
             for name, gate in gates.items()

@@ -244,6 +244,7 @@ def test_train_sae_saves_an_sae_with_a_card_that_fit_takes(saeguard, folder, mod
     assert said.status == 0
     assert said.json["explained_variance"] > 0.3
     assert f"layer {LAYER}" in (tmp_path / "sae" / "README.md").read_text("utf-8")
-    fitted = saeguard("fit", *model, "--sae", tmp_path / "sae", "--forget", folder / "forget.jsonl", "--retain", *named[1:],
-                      "--n", 4, "--p-ratio", 50, "--alpha", 0.2, "--lengths", 128, "--out", tmp_path / "guard", "--json")  # fmt: skip
+    texts = ["--forget", folder / "forget.jsonl", "--retain", *named[1:]]
+    small = ["--n", 4, "--p-ratio", 50, "--alpha", 0.2, "--lengths", 128]
+    fitted = saeguard("fit", *model, "--sae", tmp_path / "sae", *texts, *small, "--out", tmp_path / "guard", "--json")
     assert (fitted.status, Guardrail.from_pretrained(tmp_path / "guard").layer) == (0, LAYER)

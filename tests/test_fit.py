@@ -114,7 +114,7 @@ class TestGuardrail:
         assert written(run(), tmp_path / "again") == written(fitted, tmp_path / "first")
 
     def test_the_order_of_the_retain_corpora_changes_no_decision(self, fitted, run):
-        forget, retain = corpora()
+        _, retain = corpora()
         other = run(retain=dict(reversed(retain.items())))
         assert other.features == fitted.features
         assert other.threshold == pytest.approx(fitted.threshold, rel=1e-6)
@@ -142,7 +142,6 @@ class TestRetainScore:
 
     def test_a_small_neighbour_counts_in_full_only_in_the_worst_case(self, run):
         """A neighbour that shares the topic's words is drowned by a large far corpus when pooled."""
-        forget, retain = corpora()
         near = [f"{a} {b}" for a, b in zip(passages("forget", 20, seed=2), passages("garden", 20, seed=2), strict=True)]
         retain = {"far": passages("kitchen", 200), "near": near}
         rates = {}
@@ -245,7 +244,7 @@ class TestQuarantine:
 
     @pytest.fixture
     def planted(self):
-        forget, retain = corpora()
+        _, retain = corpora()
         retain["garden"] = [self.PLANTED, *retain["garden"]]
         return retain
 
@@ -273,9 +272,9 @@ class TestQuarantine:
 class TestBadInput:
     @pytest.mark.parametrize("texts", [[], ["", "  ", "\n"]])
     def test_an_empty_corpus(self, run, texts):
-        with pytest.raises(errors.CorpusError, match="'forget'.*holds no text"):
+        with pytest.raises(errors.CorpusError, match=r"'forget'.*holds no text"):
             run(forget=texts)
-        with pytest.raises(errors.CorpusError, match="'garden'.*holds no text"):
+        with pytest.raises(errors.CorpusError, match=r"'garden'.*holds no text"):
             run(retain={"garden": texts})
 
     def test_an_empty_file(self, run, tmp_path):

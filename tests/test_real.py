@@ -35,7 +35,8 @@ def guardrail(loaded):
     config = FitConfig(name=TOPIC, gate="probe", alpha=0.2)
     return fit(
         *loaded, embedded_sae(), layer=LAYER, forget=list(islice(read_texts(str(starter.forget)), TOPIC_PASSAGES)),
-        retain={name: list(islice(read_texts(str(starter.retain[name])), RETAIN_PASSAGES)) for name in RETAIN}, config=config,
+        retain={name: list(islice(read_texts(str(starter.retain[name])), RETAIN_PASSAGES)) for name in RETAIN},
+        config=config,
     )  # fmt: skip
 
 
@@ -74,11 +75,11 @@ def test_without_a_trigger_every_bit_is_the_same(loaded, guardrail, ids):
     model, _ = loaded
     prompt = ids(RECIPE)
     with torch.inference_mode():
-        logits, text = model(prompt).logits, generate(model, prompt, max_new_tokens=10)
+        logits, text = model(prompt).logits, generate(model, prompt, max_new_tokens=6)
         with guardrail.attach(*loaded) as guard:
             guarded = model(prompt).logits
             assert not guard.verdicts[0].triggered
-            guarded_text = generate(model, prompt, max_new_tokens=10)
+            guarded_text = generate(model, prompt, max_new_tokens=6)
             assert not guard.verdicts[0].triggered
     assert torch.equal(guarded, logits)
     assert torch.equal(guarded_text, text)
@@ -87,11 +88,11 @@ def test_without_a_trigger_every_bit_is_the_same(loaded, guardrail, ids):
 def test_on_the_topic_the_answer_changes_and_cached_is_uncached(loaded, guardrail, ids):
     model, _ = loaded
     prompt = ids(ABOUT_THE_TOPIC)
-    unguarded = generate(model, prompt, max_new_tokens=10)
+    unguarded = generate(model, prompt, max_new_tokens=6)
     with guardrail.attach(*loaded) as guard:
-        cached = generate(model, prompt, max_new_tokens=10)
+        cached = generate(model, prompt, max_new_tokens=6)
         first = guard.verdicts[0]
-        uncached = generate(model, prompt, max_new_tokens=10, use_cache=False)
+        uncached = generate(model, prompt, max_new_tokens=6, use_cache=False)
         second = guard.verdicts[0]
     assert torch.equal(cached, uncached)
     assert not torch.equal(cached, unguarded)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
@@ -41,7 +41,6 @@ from saeguard.windows import Windower
 
 Texts = str | Path | Sequence[str]
 MIN_FORGET_WINDOWS = 10
-DENSITY_FEATURES = 20
 TOPK_TOKENS = 20_000
 DRIFTS = (0.5, 1.0, 1.5, 2.0)
 
@@ -106,8 +105,10 @@ def decide(
     every_shard = [shard for its in shards.values() for shard in its]
     encoder, topk = _encoder(task.sae, [feature.id for feature in selected], every_shard, config)
     windows = read_windows(every_shard, encoder)
+    _check_splits(_Splits.of(windows, frozenset()), summaries)
     contamination = _contamination(windows, config)
     clean = _Splits.of(windows, contamination.outliers if contamination and config.quarantine else frozenset())
+    _check_splits(clean, summaries)
     results = _fit_gates(clean, config)
     chosen, why = choose_gate(results, config)
     evidence = _evidence(results, why, clean, summaries, contamination) | {"topk": topk}
@@ -172,6 +173,16 @@ def _check_enough(statistics: Mapping[str, FeatureStatistics]) -> None:
             raise TooFewSequencesError(
                 f"the corpus {name!r} has no valid token in its fit split: give it at least ten documents"
             )
+
+
+def _check_splits(splits: _Splits, names: Iterable[str]) -> None:
+    """Every corpus has a window in every split: one without calibration windows would set no bound, in silence."""
+    for split, windows in vars(splits).items():
+        for name in names:
+            if all(window.corpus != name for window in windows):
+                raise TooFewSequencesError(
+                    f"the corpus {name!r} has no window in its {split} split: give it at least ten documents"
+                )
 
 
 def _encoder(
