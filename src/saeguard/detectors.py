@@ -1,8 +1,8 @@
 """Learned gates: logistic regression of forget against retain windows (scikit-learn), folded to one vector.
 
 Forget and retain rows weigh the same in total; among the retain corpora more text is more weight, so that a near
-neighbour counts for more where more of it is given. The bias is set so that the mean score of an ordinary retain token is 0: evidence is then positive for the topic, and a sequence of
-which little was read has a statistic near 0.
+neighbour counts for more where more of it is given. The bias is set so that the mean score of an ordinary retain
+token is 0: evidence is then positive for the topic, and a sequence of which little was read has a statistic near 0.
 """
 
 from __future__ import annotations
