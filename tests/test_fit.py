@@ -432,7 +432,8 @@ class TestDisk:
 
 
 SLOW_FIT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaForCausalLM
 from saeguard import shards
