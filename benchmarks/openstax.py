@@ -23,8 +23,8 @@ from saeguard.fitting import fit
 from saeguard.quickstart import ALPHA, STRENGTH
 
 TOPIC = "astronomy"
-PASSAGE_WORDS = 110
-PASSAGES = 240
+PASSAGE_WORDS = 60
+PASSAGES = 400
 QUESTIONS = 100
 
 

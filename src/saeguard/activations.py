@@ -38,7 +38,6 @@ def residual_batches(
         input_ids, mask = (tensor.to(device) for tensor in pad(batch, pad_id=pad_id))
         hidden = residual_stream(model, layer, input_ids, mask)
         attended = mask.bool()
-        attended = mask.bool()
         check_finite(hidden[attended], layer)
         yield ResidualBatch(batch, input_ids, hidden, token_masks(input_ids, attended, special))
 

@@ -23,11 +23,11 @@ CHARACTERS_A_TOKEN = 4.5
 
 
 def fit_throughput(model: Any, tokenizer: Any, sae: SparseAutoencoder, layer: int, *, tokens: int) -> dict[str, float]:
-    """Tokens a second of the whole pass and of the bare forward pass over the same windows; peak memory in MB.
+    """Tokens a second of the pass over about `tokens` tokens, and of the bare forward pass; peak memory in MB.
 
     The text is the starter set's words over and over, reshuffled so that no document repeats.
     """
-    texts = synthetic_documents(tokens)
+    texts = synthetic_documents(2 * tokens)  # half of the documents are for fitting
     windower = Windower(tokenizer)
     windows = [
         window for document in Corpus.of("text", "retain", texts).documents() for window in windower.cut(document)
