@@ -3,7 +3,8 @@
     python benchmarks/openstax.py DATA_FOLDER [--json]
 
 DATA_FOLDER holds `openstax/BOOK/text.jsonl.gz`, `openstax/BOOK/glossary_mc.jsonl` and `corpus/NAME.jsonl.gz`. Sections
-are cut into passages; of each text a share is taken by a hash. Hyperparameters are those of quickstart.
+are cut into passages about as long as the questions; of each text a share is taken by a hash. Hyperparameters are
+those of quickstart.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from saeguard.fitting import fit
 from saeguard.quickstart import ALPHA, STRENGTH
 
 TOPIC = "astronomy"
-PASSAGE_WORDS = 60
-PASSAGES = 400
+PASSAGE_WORDS = 30
+PASSAGES = 800
 QUESTIONS = 100
 
 

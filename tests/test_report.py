@@ -44,6 +44,7 @@ def _summary(kind: str, threshold: float, method: dict[str, Any]) -> dict[str, A
         "bounds": [{"group": name, "n": 40, "value": float(i)} for i, name in enumerate(CORPORA)],
         "caught": _rates(26, 30),
         "caught_in_calibration": _rates(40, 45),
+        "delay_in_calibration": 0.4,
         "false_positives": {name: _rates(i, 20) for i, name in enumerate(CORPORA)},
         "by_length": {"256": {"caught": _rates(20, 21), "false_positives": _rates(2, 40)},
                       "48": {"caught": _rates(6, 9), "false_positives": _rates(1, 20)}},

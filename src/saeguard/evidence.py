@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from saeguard.calibration import Calibration, Method, Rate, calibrate, rate_above
 from saeguard.gate import Gate
-from saeguard.sample import FORGET, ReadWindow, statistics
+from saeguard.sample import FORGET, ReadWindow, delay, statistics, trajectories
 
 CURVE_POINTS = 60
 HISTOGRAM_BINS = 40
@@ -23,11 +23,16 @@ HISTOGRAM_BINS = 40
 
 @dataclass(frozen=True)
 class GateResult:
-    """A calibrated gate and how it does: `caught` on calibration forget text (for choosing), the rest on test text."""
+    """A calibrated gate and how it does on test text.
+
+    For choosing among gates, on calibration forget text: the share caught, and the detection `delay` (mean share of
+    a window that has passed before it triggers, 1 where it never does).
+    """
 
     gate: Gate
     calibration: Calibration
     caught_in_calibration: Rate
+    delay: float
     test: Mapping[str, Sequence[float]]
     test_lengths: Sequence[tuple[str, int, float]]
 
@@ -74,6 +79,7 @@ class GateResult:
             "bounds": [asdict(bound) for bound in self.calibration.bounds],
             "caught": self.caught.as_dict(),
             "caught_in_calibration": self.caught_in_calibration.as_dict(),
+            "delay_in_calibration": self.delay,
             "false_positives": {name: rate.as_dict() for name, rate in self.false_positives.items()},
             "by_length": self._by_length(),
             "auroc": self.auroc,
@@ -124,18 +130,20 @@ def evaluate_gate(
     gate: Gate, method: Method, calibration: Sequence[ReadWindow], test: Sequence[ReadWindow]
 ) -> GateResult:
     """Calibrate on the calibration split's retain windows, then test."""
-    names = [window.corpus for window in calibration]
-    values = statistics(gate, calibration)
-    retain = _group((n, v) for n, v in zip(names, values, strict=True) if n != FORGET)
-    lengths = _group((w.length, v) for w, v in zip(calibration, values, strict=True) if w.corpus != FORGET)
-    found = calibrate(retain, method, by_length=lengths)
-    tested = statistics(gate, test)
+    retain = [window for window in calibration if window.corpus != FORGET]
+    values = statistics(gate, trajectories(gate, retain))
+    found = calibrate(
+        _group((w.corpus, v) for w, v in zip(retain, values, strict=True)),
+        method,
+        by_length=_group((w.length, v) for w, v in zip(retain, values, strict=True)),
+    )
+    forget = trajectories(gate, [window for window in calibration if window.corpus == FORGET])
+    tested = statistics(gate, trajectories(gate, test))
     return GateResult(
         gate=gate,
         calibration=found,
-        caught_in_calibration=rate_above(
-            [v for n, v in zip(names, values, strict=True) if n == FORGET], found.threshold
-        ),
+        caught_in_calibration=rate_above(statistics(gate, forget), found.threshold),
+        delay=delay(gate, found.threshold, forget),
         test=_group((w.corpus, v) for w, v in zip(test, tested, strict=True)),
         test_lengths=[(w.corpus, w.length, v) for w, v in zip(test, tested, strict=True)],
     )

@@ -42,7 +42,7 @@ from saeguard.windows import Windower
 Texts = str | Path | Sequence[str]
 MIN_FORGET_WINDOWS = 10
 TOPK_TOKENS = 20_000
-DRIFTS = (0.5, 1.0, 1.5, 2.0)
+DRIFTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
 def fit(
@@ -232,9 +232,9 @@ def _gates(scorer: Scorer, forget: Sequence[ReadWindow], config: FitConfig) -> l
 
 
 def _best(gates: Sequence[Gate], splits: _Splits, config: FitConfig) -> GateResult:
-    """The calibrated gate that catches most calibration forget text, the first of equals."""
+    """The calibrated gate that triggers soonest on calibration forget text, the first of equals."""
     results = [evaluate_gate(gate, config.method, splits.calibration, splits.test) for gate in gates]
-    return max(results, key=lambda result: result.caught_in_calibration.hits)
+    return min(results, key=lambda result: result.delay)
 
 
 def _other_way(chosen: GateResult, splits: _Splits, config: FitConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 import numpy as np
 import torch
@@ -80,14 +81,25 @@ def labelled(windows: Sequence[ReadWindow], column: Callable[[ReadWindow], Tenso
     )
 
 
-def statistics(gate: Gate, windows: Sequence[ReadWindow]) -> list[float]:
-    """The gate statistic of each window, by the code that serves."""
+def trajectories(gate: Gate, windows: Sequence[ReadWindow]) -> list[Tensor]:
+    """The gate statistic (tokens,) after each token of each window, by the code that serves."""
     found = []
     for window, stream in zip(windows, _streams(gate.scorer, windows), strict=True):
         active = (window.activations > 0)[None]
         _, after = gate.read(gate.accumulator.start(1), stream[None], active, window.masks)
-        found.append(float(gate.sequence_statistic(after)))
+        found.append(after[0])
     return found
+
+
+def statistics(gate: Gate, read: Sequence[Tensor]) -> list[float]:
+    """The gate statistic of each window, from its trajectory."""
+    return [float(gate.sequence_statistic(after[None])) for after in read]
+
+
+def delay(gate: Gate, threshold: float, read: Sequence[Tensor]) -> float:
+    """Mean share of a window that has passed before it triggers; 1 for a window that never does."""
+    nothing = torch.zeros(1, dtype=torch.bool)
+    return mean(float((~gate.decide(after[None], threshold, nothing)).double().mean()) for after in read)
 
 
 def mean_score(scorer: Scorer, windows: Sequence[ReadWindow]) -> float:
