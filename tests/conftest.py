@@ -30,8 +30,9 @@ from transformers import (
 
 from saeguard.clamp import Clamp
 from saeguard.gate import Density, Gate
-from saeguard.guardrail import Guardrail, Rule
+from saeguard.guardrail import Guardrail
 from saeguard.model import model_fingerprint, tokenizer_fingerprint
+from saeguard.rule import Rule
 from saeguard.sae.autoencoder import Activation, JumpReLU, ReLU, SparseAutoencoder, TopK
 from saeguard.sae.slim import slim
 from saeguard.selection import SelectedFeature

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from conftest import make_guardrail, make_model, make_sae, make_tokenizer
-from saeguard import guardrail as module
+from saeguard import artifact as module
+from saeguard.artifact import CARD_FILE, JSON_FILE, TENSOR_FILE
 from saeguard.clamp import Clamp
 from saeguard.errors import (
     ArtifactDamagedError,
@@ -23,7 +24,8 @@ from saeguard.errors import (
     MergeError,
 )
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
-from saeguard.guardrail import CARD_FILE, JSON_FILE, TENSOR_FILE, Guardrail, Rule, merge
+from saeguard.guardrail import Guardrail, merge
+from saeguard.rule import Rule
 
 N = 6
 EVIDENCE = Evidence(torch.linspace(-1, 2, N), -0.125)
@@ -176,13 +178,16 @@ def test_a_foreign_folder_is_not_overwritten(guardrail, tmp_path):
 
 def test_an_older_guardrail_and_an_empty_folder_are_replaced(guardrail, saved, tmp_path):
     newer = replace(guardrail, layer=1)
+    (saved / "pages").mkdir()
+    (saved / "pages" / "mine.html").write_text("mine")
     newer.save_pretrained(saved)
     assert Guardrail.from_pretrained(saved).layer == 1
     (tmp_path / "empty").mkdir()
     newer.save_pretrained(tmp_path / "empty")
     newer.save_pretrained(tmp_path / "new" / "nested")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "guard", "new"]
-    assert sorted(path.name for path in saved.iterdir()) == [CARD_FILE, JSON_FILE, TENSOR_FILE]
+    assert sorted(path.name for path in saved.iterdir()) == [CARD_FILE, JSON_FILE, TENSOR_FILE, "pages"]
+    assert (saved / "pages" / "mine.html").read_text() == "mine"
 
 
 def test_a_failed_write_leaves_the_older_guardrail(guardrail, saved):

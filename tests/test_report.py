@@ -17,11 +17,12 @@ from saeguard.calibration import Rate
 from saeguard.clamp import Clamp
 from saeguard.errors import ArtifactError
 from saeguard.gate import Cusum, Density, Evidence, Gate, Probe
-from saeguard.guardrail import Guardrail, Rule, merge
+from saeguard.guardrail import Guardrail, merge
 from saeguard.report import print_report, write_page
 from saeguard.report.limits import limits
 from saeguard.report.page import render_page
 from saeguard.report.view import facts, feature_rows, gate_rows, percent, visible
+from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.sample import FORGET
 from saeguard.selection import SelectedFeature

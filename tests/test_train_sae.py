@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from conftest import make_model, make_tokenizer
 from saeguard.corpus import Corpus
-from saeguard.errors import CorpusError
+from saeguard.errors import CorpusError, SAEError
 from saeguard.sae import residuals as residuals_module
 from saeguard.sae.autoencoder import ReLU, SparseAutoencoder
 from saeguard.sae.quality import measure
-from saeguard.sae.residuals import collect_residuals, training_windows
+from saeguard.sae.residuals import collect_residuals, training_windows, windows_digest
 from saeguard.sae.saelens import load_saelens, save_saelens
 from saeguard.sae.train import CHECKPOINT_STEPS, SAETraining, train
+from saeguard.windows import Window
 from topics import passages
 
 D_MODEL, TRUE_FEATURES, ACTIVE = 16, 24, 2
@@ -80,6 +84,22 @@ def test_a_killed_training_goes_on_to_the_same_sae(synthetic, tmp_path):
     assert sum(resumed) == CONFIG.token_passes
     assert not checkpoint.exists()
     assert sae.fingerprint() == train(synthetic, CONFIG, metadata=METADATA).fingerprint()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_a_named_error(synthetic, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    for content in (b"", b"not a checkpoint", save({"step": torch.tensor(7)})):
+        checkpoint.write_bytes(content)
+        with pytest.raises(SAEError, match="Delete it to train from the start"):
+            train(synthetic, CONFIG, metadata=METADATA, checkpoint=checkpoint)
+        assert checkpoint.read_bytes() == content
+
+
+def test_other_text_or_other_settings_have_other_names():
+    first, second = (Window(0, "fit", 48, ids, "") for ids in ((1, 2, 3), (1, 23)))
+    names = {windows_digest(windows) for windows in ([first], [second], [first, second], [second, first])}
+    assert len(names) == 4
+    assert CONFIG.digest() == replace(CONFIG).digest() != replace(CONFIG, seed=1).digest()
 
 
 def test_a_killed_reading_goes_on_after_its_last_chunk(tmp_path, monkeypatch):

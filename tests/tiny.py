@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from conftest import make_guardrail
 from saeguard.clamp import Clamp
 from saeguard.gate import Cusum, Evidence, Gate
-from saeguard.guardrail import Guardrail, Rule
+from saeguard.guardrail import Guardrail
 from saeguard.intervention import Guard, Verdict
 from saeguard.model import decoder_layer
+from saeguard.rule import Rule
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.tokens import special_token_ids
 

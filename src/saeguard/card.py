@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saeguard.guardrail import Guardrail, Rule
+    from saeguard.guardrail import Guardrail
+    from saeguard.rule import Rule
 
 
 def model_card(guardrail: Guardrail) -> str:

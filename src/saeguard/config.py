@@ -5,6 +5,7 @@ The command line is generated from these fields: a choice is written down once. 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -84,3 +85,7 @@ class SAETraining:
     batch: int = option(2048, "tokens in a step")
     learning_rate: float = option(1e-3, "peak learning rate")
     seed: int = 0
+
+    def digest(self) -> str:
+        """Names these settings: a training goes on only with those it began with."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:8]

@@ -27,10 +27,11 @@ from saeguard.detectors import fit_evidence, fit_probe
 from saeguard.errors import CorpusError, SAEMismatchError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
 from saeguard.gate import Accumulator, Cusum, Density, Gate, Mean, Scorer
-from saeguard.guardrail import Guardrail, Rule
+from saeguard.guardrail import Guardrail
 from saeguard.model import decoder_layer, model_fingerprint, text_config, tokenizer_fingerprint
 from saeguard.passages import top_passages
 from saeguard.progress import progress
+from saeguard.rule import Rule
 from saeguard.sae.autoencoder import SparseAutoencoder, TopK
 from saeguard.sae.slim import SlimEncoder, slim, topk_agreement, topk_thresholds
 from saeguard.sample import FORGET, ReadWindow, firing_means, labelled, mean_score, read_windows

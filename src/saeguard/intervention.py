@@ -21,9 +21,10 @@ from transformers import Cache
 
 from saeguard.errors import AttachError, NonFiniteError
 from saeguard.gate import Density, Gate
-from saeguard.guardrail import Guardrail, Rule
+from saeguard.guardrail import Guardrail
 from saeguard.hooks import around, hooked
 from saeguard.model import decoder_layer, replace_residual, residual_of, residual_stream
+from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.sequences import RuleTrack, Track, recall, remember
 from saeguard.tokens import TokenMasks, attended_tokens, special_token_ids, token_masks, without_padding

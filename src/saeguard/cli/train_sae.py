@@ -67,13 +67,13 @@ def run(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, loaded: Any, corpora: Any, config: SAETraining, work: Any) -> Any:
     from saeguard.model import model_fingerprint
     from saeguard.progress import progress
-    from saeguard.sae.residuals import collect_residuals, training_windows
+    from saeguard.sae.residuals import collect_residuals, training_windows, windows_digest
     from saeguard.sae.train import train
 
     work.mkdir(parents=True, exist_ok=True)
     windows = training_windows(loaded.tokenizer, corpora, args.tokens)
-    name = f"layer{args.layer}-{args.tokens}-{model_fingerprint(loaded.model)['weights']}.bin"
-    residuals = collect_residuals(loaded.model, loaded.tokenizer, args.layer, windows, work / name)
+    name = f"layer{args.layer}-{model_fingerprint(loaded.model)['weights']}-{windows_digest(windows)}"
+    residuals = collect_residuals(loaded.model, loaded.tokenizer, args.layer, windows, work / f"{name}.bin")
     metadata = {
         "model_name": loaded.model.config._name_or_path,
         "hook_name": f"blocks.{args.layer}.hook_resid_post",
@@ -85,5 +85,5 @@ def _train(args: argparse.Namespace, loaded: Any, corpora: Any, config: SAETrain
             config,
             on_step=advance,
             metadata=metadata,
-            checkpoint=work / f"{name}.{config.width}.{config.k}.checkpoint",
+            checkpoint=work / f"{name}-{config.digest()}.safetensors",
         )

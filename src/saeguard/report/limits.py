@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from saeguard.guardrail import Rule
 from saeguard.report.view import alpha, gate_rows, percent
+from saeguard.rule import Rule
 
 
 def limits(rule: Rule) -> list[str]:

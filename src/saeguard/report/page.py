@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from saeguard.errors import ArtifactError
-from saeguard.guardrail import Guardrail, Rule
+from saeguard.guardrail import Guardrail
 from saeguard.report import plots
 from saeguard.report.limits import limits
 from saeguard.report.view import (
@@ -26,6 +26,7 @@ from saeguard.report.view import (
     percent,
     visible,
 )
+from saeguard.rule import Rule
 
 SUSPECTS = 10
 

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from saeguard.guardrail import Guardrail, Rule
+from saeguard.guardrail import Guardrail
 from saeguard.report.limits import limits
 from saeguard.report.view import (
     FeatureRow,
@@ -21,6 +21,7 @@ from saeguard.report.view import (
     percent,
     visible,
 )
+from saeguard.rule import Rule
 
 SUSPECTS = 8
 

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from saeguard.calibration import Rate
 from saeguard.gate import Cusum, Evidence, Gate
-from saeguard.guardrail import Guardrail, Rule
+from saeguard.guardrail import Guardrail
+from saeguard.rule import Rule
 from saeguard.sample import FORGET
 from saeguard.selection import SelectedFeature
 

@@ -6,6 +6,7 @@ corpus gives an equal share of tokens; its documents are taken in the order of a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,6 +72,14 @@ def collect_residuals(
             _save(state, done)
             advance(sum(len(window.ids) for window in chunk))
     return rows[: done["rows"]]
+
+
+def windows_digest(windows: Sequence[Window]) -> str:
+    """Names exactly these tokens in this order, so that residual streams of other text are never used again."""
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(json.dumps(list(window.ids)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _save(path: Path, done: dict[str, int]) -> None:

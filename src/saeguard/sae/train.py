@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from saeguard.config import SAETraining
+from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder
 
 WARMUP_STEPS = 50
@@ -96,21 +99,35 @@ def train(
 
 
 def _keep(path: Path, trainee: _Trainee, optimizer: torch.optim.Adam, step: int) -> None:
+    tensors = {f"trainee.{name}": tensor for name, tensor in trainee.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {"random": torch.get_rng_state(), "step": torch.tensor(step)}
     temporary = path.with_suffix(".partial")
-    state = {"trainee": trainee.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-    torch.save({"step": step, **state}, temporary)
+    save_file(tensors, temporary)
     temporary.replace(path)
 
 
 def _restore(path: Path | None, trainee: _Trainee, optimizer: torch.optim.Adam) -> int:
-    """The step to go on from: 0 without a checkpoint."""
+    """The step to go on from: 0 without a checkpoint. Raises `SAEError` for one that cannot be read."""
     if path is None or not path.is_file():
         return 0
-    kept = torch.load(path, weights_only=True)
-    trainee.load_state_dict(kept["trainee"])
-    optimizer.load_state_dict(kept["optimizer"])
-    torch.set_rng_state(kept["random"])
-    return int(kept["step"])
+    try:
+        kept = load_file(path)
+        trainee.load_state_dict({name: kept[f"trainee.{name}"] for name in trainee.state_dict()})
+        groups = optimizer.state_dict()["param_groups"]
+        states = {
+            i: {name: kept[f"optimizer.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+            for group in groups
+            for i in group["params"]
+        }
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+        torch.set_rng_state(kept["random"])
+        return int(kept["step"])
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise SAEError(
+            f"cannot go on from {path}: damaged, or of another training ({error}). Delete it to train from the start."
+        ) from error
 
 
 def _loss(trainee: _Trainee, x: Tensor, config: SAETraining, step: int) -> Tensor:
