@@ -15,7 +15,7 @@ from conftest import D_MODEL, D_SAE, make_sae
 from reference import FullSAE
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import JumpReLU, ReLU, SparseAutoencoder, TopK
-from saeguard.sae.saelens import CONFIG, WEIGHTS, save_saelens
+from saeguard.sae.formats.saelens import CONFIG, WEIGHTS, save_saelens
 from saeguard.sae.slim import slim, topk_agreement, topk_thresholds
 
 V6 = {"architecture": "standard", "apply_b_dec_to_input": False, "normalize_activations": "none"}
@@ -151,7 +151,7 @@ def test_a_folder_of_another_kind_and_a_source_that_is_nothing(tmp_path):
     with pytest.raises(SAEError, match=r"notes\.txt"):
         SparseAutoencoder.load(tmp_path)
     for source in (tmp_path / "missing", "not-a-hub-id", "/nowhere/at/all"):
-        with pytest.raises(SAEError, match="neither a folder nor a hub id"):
+        with pytest.raises(SAEError, match="neither a folder, a file nor a hub id"):
             SparseAutoencoder.load(source)
 
 

@@ -14,9 +14,9 @@ from saeguard.corpus import Corpus
 from saeguard.errors import CorpusError, SAEError
 from saeguard.sae import residuals as residuals_module
 from saeguard.sae.autoencoder import ReLU, SparseAutoencoder
+from saeguard.sae.formats.saelens import save_saelens
 from saeguard.sae.quality import measure
 from saeguard.sae.residuals import collect_residuals, training_windows, windows_digest
-from saeguard.sae.saelens import load_saelens, save_saelens
 from saeguard.sae.train import CHECKPOINT_STEPS, SAETraining, train
 from saeguard.windows import Window
 from topics import passages
@@ -56,7 +56,7 @@ def test_training_recovers_most_of_sparse_data(synthetic):
 def test_a_trained_sae_survives_its_file(synthetic, tmp_path):
     sae = train(synthetic, CONFIG, metadata=METADATA)
     save_saelens(sae, tmp_path, torch.float32)
-    again = load_saelens(tmp_path)
+    again = SparseAutoencoder.load(tmp_path)
     assert (again.fingerprint(), again.layer) == (sae.fingerprint(), 1)
 
 

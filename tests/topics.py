@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from saeguard.config import FitConfig
 from saeguard.sae.autoencoder import SparseAutoencoder
-from saeguard.sae.saelens import save_saelens
+from saeguard.sae.formats.saelens import save_saelens
 
 WORDS = {
     "forget": ["zorb", "quax", "vexil", "jyx", "kwoz", "zizz", "quorv", "xyv", "jazk", "vuzq"],

@@ -87,6 +87,11 @@ def check_fits(model: nn.Module, sae: SparseAutoencoder, layer: int) -> None:
             "width (d_model) of the SAE", found=sae.d_model, expected=f"{width}, that of {type(model).__name__}",
             fix="Use an SAE trained on this model.",
         )  # fmt: skip
+    if (hook := sae.metadata.get("hook", "resid_post")) != "resid_post":
+        raise SAEMismatchError.mismatch(
+            "hook point of the SAE", found=hook, expected="resid_post, the residual stream after a layer",
+            fix="Use an SAE of the residual stream.",
+        )  # fmt: skip
     if sae.layer is not None and sae.layer != layer:
         raise SAEMismatchError.mismatch(
             "layer", found=layer, expected=f"{sae.layer}, on which the SAE was trained", fix=f"Use layer {sae.layer}."

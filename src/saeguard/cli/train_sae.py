@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> None:
 
     from saeguard.cli.loading import load
     from saeguard.corpus import Corpus
+    from saeguard.sae.autoencoder import SparseAutoencoder
     from saeguard.sae.card import sae_card
+    from saeguard.sae.formats.saelens import save_saelens
     from saeguard.sae.quality import measure
     from saeguard.sae.residuals import training_windows
-    from saeguard.sae.saelens import load_saelens, save_saelens
 
     files = named_files(args.text)
     corpora = [Corpus.of(name, "retain", file) for name, file in files.items()]
@@ -55,10 +56,10 @@ def run(args: argparse.Namespace) -> None:
     sae = _train(args, loaded, corpora, config, Path(args.work or f"{args.out}.work"))
     save_saelens(sae, out)
     held_out = training_windows(loaded.tokenizer, corpora, min(15_000, args.tokens // 10), split="test")
-    quality = measure(loaded.model, loaded.tokenizer, load_saelens(out), args.layer, held_out)
+    quality = measure(loaded.model, loaded.tokenizer, SparseAutoencoder.load(out), args.layer, held_out)
     (out / "README.md").write_text(sae_card(sae, config, quality, sorted(files), args.tokens), "utf-8")
     if args.json:
-        emit({"sae": str(out), "fingerprint": load_saelens(out).fingerprint(), **quality.as_dict()})
+        emit({"sae": str(out), "fingerprint": SparseAutoencoder.load(out).fingerprint(), **quality.as_dict()})
     else:
         console().print("\n".join(f"{name:20} {value:,.4g}" for name, value in quality.as_dict().items()))
         console().print(f"Saved to {out}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,6 +59,7 @@ class SparseAutoencoder:
     """A sparse autoencoder in plain units, float32.
 
     Shapes: `W_enc` (d_model, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_model), `b_dec` (d_model).
+    `W_skip` (d_model, d_model) is a linear path beside the features, of a few SAEs.
     `source` says where it came from (path or hub id); `metadata` is the file's own description.
     """
 
@@ -69,6 +70,7 @@ class SparseAutoencoder:
     activation: Activation
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    W_skip: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.W_enc.dim() != 2:
@@ -81,6 +83,8 @@ class SparseAutoencoder:
         }
         if isinstance(self.activation, JumpReLU):
             parts["threshold"] = self.activation.threshold, (d_sae,)
+        if self.W_skip is not None:
+            parts["W_skip"] = self.W_skip, (d_model, d_model)
         for name, (tensor, shape) in parts.items():
             if tuple(tensor.shape) != shape:
                 raise self._refusal(name, tuple(tensor.shape), shape)
@@ -95,7 +99,7 @@ class SparseAutoencoder:
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
-        """Read an SAE from a folder in a known format. Raises `SAEError`."""
+        """Read an SAE by folder, file or hub reference (`saeguard.sae.load`). Raises `SAEError`."""
         from saeguard.sae.load import load
 
         return load(source)  # type: ignore[return-value]
@@ -123,13 +127,20 @@ class SparseAutoencoder:
         """Feature activations (..., d_sae) to the reconstructed residual stream (..., d_model)."""
         return a @ self.W_dec + self.b_dec
 
+    def reconstruct(self, h: Tensor) -> Tensor:
+        """What the SAE makes of the residual stream (..., d_model), with its linear path where it has one."""
+        h_hat = self.decode(self.encode(h))
+        return h_hat if self.W_skip is None else h_hat + h.float() @ self.W_skip
+
     def to(self, device: torch.device | str) -> SparseAutoencoder:
         """The same SAE on another device."""
         activation = self.activation
         if isinstance(activation, JumpReLU):
             activation = JumpReLU(activation.threshold.to(device))
         moved = {name: getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-        return SparseAutoencoder(**moved, activation=activation, source=self.source, metadata=self.metadata)
+        if self.W_skip is not None:
+            moved["W_skip"] = self.W_skip.to(device)
+        return replace(self, **moved, activation=activation)
 
     def fingerprint(self) -> str:
         """A hash of every weight and of the activation, the same on every machine."""
@@ -139,6 +150,8 @@ class SparseAutoencoder:
         tensors = [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
         if isinstance(self.activation, JumpReLU):
             tensors.append(self.activation.threshold)
+        if self.W_skip is not None:
+            tensors.append(self.W_skip)
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -1,7 +1,4 @@
-"""From a folder to a `SparseAutoencoder`: the first format that recognises it reads it.
-
-A format is a pair of functions, one file each: does this folder look like mine, and read it.
-"""
+"""From a reference to a `SparseAutoencoder`: fetch what it names, and let the format that knows it read it."""
 
 from __future__ import annotations
 
@@ -9,35 +6,35 @@ from pathlib import Path
 
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import SparseAutoencoder
-from saeguard.sae.saelens import is_saelens_folder, load_saelens
+from saeguard.sae.formats import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope2,
+    goodfire,
+    llama_scope,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
+from saeguard.sae.formats.place import Place
+from saeguard.sae.reference import Reference
 
-FORMATS = ((is_saelens_folder, load_saelens),)
+FORMATS = (saelens, gemma_scope, gemma_scope2, sparsify, dictionary_learning, llama_scope, goodfire, qwen_scope)
 
 
 def load(source: str | Path) -> SparseAutoencoder:
-    """Read the SAE in a local folder, or in `OWNER/REPO[:FOLDER]` on the Hugging Face hub."""
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _from_hub(str(source))
-    for recognises, read in FORMATS:
-        if recognises(folder):
-            return read(folder)
-    names = sorted(path.name for path in folder.iterdir())
-    raise SAEError(
-        f"no known SAE format in {folder}: found {names[:8]}, expected the SAELens files "
-        "cfg.json and sae_weights.safetensors"
-    )
-
-
-def _from_hub(source: str) -> Path:
-    repo, _, subfolder = source.partition(":")
-    if repo.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise SAEError(f"{source} is neither a folder nor a hub id such as OWNER/REPO or OWNER/REPO:FOLDER")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = snapshot_download(repo, allow_patterns=f"{subfolder}/*" if subfolder else None)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise SAEError(f"cannot fetch the SAE {source} from the Hugging Face hub: {error}") from error
-    return Path(path) / subfolder
+    """Read the SAE in a local folder or file, or on the Hugging Face hub (`Reference`). Raises `SAEError`."""
+    path = Path(source)
+    if not path.exists():
+        path = Reference.parse(str(source)).fetch()
+    place = Place.of(path)
+    for form in FORMATS:
+        if (file := form.find(place)) is not None:
+            sae: SparseAutoencoder = form.read(file, str(source))
+            return sae
+    names = sorted(found.name for found in place.folder.iterdir())
+    formats = ", ".join(form.__name__.rpartition(".")[2] for form in FORMATS)
+    raise SAEError.mismatch(
+        f"format of the SAE {source}", found=names[:8], expected=f"the files of one of {formats}",
+        fix="Name the folder that holds one SAE, or its file.",
+    )  # fmt: skip

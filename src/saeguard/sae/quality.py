@@ -50,7 +50,7 @@ def measure(
     for batch in residual_batches(model, tokenizer, layer, windows):
         h = batch.hidden[batch.masks.valid].float()
         a = sae.encode(h)
-        error += float((h - sae.decode(a)).pow(2).sum())
+        error += float((h - sae.reconstruct(h)).pow(2).sum())
         total_l0 += float((a > 0).sum())
         fired |= (a > 0).any(dim=0).cpu()
         count += len(h)
@@ -83,7 +83,7 @@ def _loss(model: nn.Module, sae: SparseAutoencoder, layer: int, batch: ResidualB
         h = residual_of(output)
         if splice == "clean":
             return None
-        new = torch.zeros_like(h) if splice == "zero" else sae.decode(sae.encode(h)).to(h.dtype)
+        new = torch.zeros_like(h) if splice == "zero" else sae.reconstruct(h).to(h.dtype)
         return replace_residual(output, torch.where(valid[..., None], new, h))
 
     with torch.inference_mode(), hooked(decoder_layer(model, layer), after):

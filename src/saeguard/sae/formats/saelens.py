@@ -8,40 +8,36 @@ What a plain linear encoder cannot express (per-token norms, gates) is refused, 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from saeguard.errors import SAEError
 from saeguard.files import follow_umask
 from saeguard.sae.autoencoder import Activation, JumpReLU, ReLU, SparseAutoencoder, TopK
+from saeguard.sae.formats.place import Place, layer_in
+from saeguard.sae.tensors import read_config, read_tensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
-
-def is_saelens_folder(folder: Path) -> bool:
-    """Whether the folder looks like one SAELens has written."""
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+HOOKS = {"hook_z": "attn_z", "hook_attn_out": "attn_out"}
 
 
-def load_saelens(folder: Path) -> SparseAutoencoder:
-    """Read a ReLU, JumpReLU or TopK SAE in plain units. Raises `SAEError`."""
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SAEError(f"cannot read the SAE in {folder}: {error}") from error
-    if not isinstance(config, dict):
-        raise SAEError(f"{folder / CONFIG} holds {type(config).__name__}, expected an object")
-    missing = {"W_enc", "b_enc", "W_dec", "b_dec"} - weights.keys()
-    if missing:
-        raise SAEError(f"{folder / WEIGHTS} lacks {sorted(missing)}; it holds {sorted(weights)}")
+def find(place: Place) -> Path | None:
+    """`sae_weights.safetensors` beside `cfg.json`."""
+    path = place.file(WEIGHTS)
+    return path if path and path.with_name(CONFIG).is_file() else None
+
+
+def read(path: Path, source: str) -> SparseAutoencoder:
+    """A ReLU, JumpReLU or TopK SAE in plain units. Raises `SAEError`."""
+    folder = path.parent
+    config = read_config(folder / CONFIG)
+    weights = read_tensors(path, ("W_enc", "b_enc", "W_dec", "b_dec"), ("threshold",))
     normalisation = config.get("normalize_activations", "none")
     if normalisation not in ("none", False, None):
         raise SAEError(
@@ -52,7 +48,7 @@ def load_saelens(folder: Path) -> SparseAutoencoder:
     tensors = {name: weights[name].contiguous() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     activation = _activation(config, weights, folder)
     return _fold(
-        SparseAutoencoder(**tensors, activation=activation, source=str(folder), metadata=_metadata(config, folder)),
+        SparseAutoencoder(**tensors, activation=activation, source=source, metadata=_metadata(config, folder)),
         config,
     )
 
@@ -123,17 +119,19 @@ def _fold(sae: SparseAutoencoder, config: dict[str, Any]) -> SparseAutoencoder:
 
 
 def _metadata(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the file says of the model, with `layer` read out of the hook name where it can be."""
+    """What the file says, with `layer` and `hook`; the stream before a layer is that after the one before."""
     metadata: dict[str, Any] = config.get("metadata") or {
         k: config[k] for k in ("model_name", "hook_name") if k in config
     }
     layer = config.get("hook_layer", metadata.get("layer"))
-    match = re.search(r"(?:blocks|layers|h)\.(\d+)", str(metadata.get("hook_name", "")))
-    if layer is None and match:
-        layer = int(match.group(1))
+    if layer is None:
+        layer = layer_in(str(metadata.get("hook_name", "")))
     if layer is None:
         return metadata
+    site = str(metadata.get("hook_name", "")).rpartition(".")[2]
+    hook = HOOKS.get(site, site.removeprefix("hook_")) or "resid_post"
     try:
-        return {**metadata, "layer": int(layer)}
+        before = int(site == "hook_resid_pre" and int(layer) > 0)
+        return {**metadata, "layer": int(layer) - before, "hook": "resid_post" if before else hook}
     except (TypeError, ValueError) as error:
         raise SAEError(f"{folder / CONFIG}: found the layer {layer!r}, expected a number") from error

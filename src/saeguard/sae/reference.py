@@ -1,0 +1,76 @@
+"""How people name a published SAE, and fetching just that one from the Hugging Face hub.
+
+OWNER/REPO                        the repository holds one SAE
+OWNER/REPO:PATH, OWNER/REPO/PATH  a folder or file in it; `@REVISION` may follow the repository
+gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_142      the owner of well-known repositories may be left out
+llama_scope_lxr_8x:l3r_8x         the names SAELens gives Llama Scope
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from saeguard.errors import SAEError
+
+OWNERS = {"gemma-scope-": "google", "SAE-Res-": "Qwen", "Llama3_1-8B-Base-LX": "fnlp", "sae-llama-": "EleutherAI"}
+LLAMA_SCOPE = re.compile(r"llama_scope_lx([rma])_(8|32)x[:/]l(\d+)\1_\2x")
+REFERENCE = re.compile(r"(?P<owner>[\w.-]+)/(?P<repo>[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:[:/](?P<path>.+))?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository on the hub, a revision (None: the newest) and a folder or file in it ("": the root)."""
+
+    repo: str
+    path: str = ""
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read any of the forms above. Raises `SAEError`."""
+        if named := LLAMA_SCOPE.fullmatch(text):
+            site, times, layer = named[1].upper(), named[2], named[3]
+            return cls(f"fnlp/Llama3_1-8B-Base-LX{site}-{times}x", f"Llama3_1-8B-Base-L{layer}{site}-{times}x")
+        for prefix, owner in OWNERS.items():
+            if text.startswith(prefix):
+                text = f"{owner}/{text}"
+        found = REFERENCE.fullmatch(text)
+        if found is None or text.startswith((".", "/", "~")):
+            raise SAEError(
+                f"{text} is neither a folder, a file nor a hub id such as OWNER/REPO, OWNER/REPO:FOLDER or "
+                "gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_142"
+            )
+        return cls(f"{found['owner']}/{found['repo']}", (found["path"] or "").strip("/"), found["revision"])
+
+    def fetch(self) -> Path:
+        """Download what the reference names, and nothing else of the repository; the folder or file."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        beside = str(Path(self.path).parent / "*.json") if Path(self.path).suffix else f"{self.path}/*"
+        patterns = [self.path, beside] if self.path else None
+        try:
+            root = Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=patterns))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise SAEError(
+                f"cannot fetch {self.repo} from the Hugging Face hub: {error}. Check the id and the connection; where "
+                "its licence must be accepted, do so on its page and log in (hf auth login)."
+            ) from error
+        if not (root / self.path).exists():
+            raise SAEError(f"{self.repo} has no {self.path}.{self._nearest()}")
+        return root / self.path
+
+    def _nearest(self) -> str:
+        """What the repository has that is named much alike, where the hub can be asked."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            files = HfApi().list_repo_files(self.repo, revision=self.revision)
+        except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+            return ""
+        folders = sorted({str(Path(file).parent) for file in files} | set(files))
+        return f" Nearest: {', '.join(get_close_matches(self.path, folders, n=4, cutoff=0.3)) or folders[:4]}"
