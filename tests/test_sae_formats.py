@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from torch import Tensor
 
 from conftest import make_model
+from saeguard.compatibility import check_fits
 from saeguard.errors import SAEError, SAEMismatchError
-from saeguard.fitting import check_fits
 from saeguard.sae.autoencoder import ReLU, SparseAutoencoder
 from saeguard.sae.reference import Reference
 
@@ -258,6 +259,32 @@ def test_no_code_in_a_torch_file_is_run(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_references_as_people_write_them(text, repo, path, revision):
     assert Reference.parse(text) == Reference(repo, path, revision)
+
+
+@pytest.mark.parametrize(
+    ("text", "fetched"),
+    [
+        ("o/r:layers.10", {"layers.10/cfg.json", "layers.10/sae.safetensors"}),
+        ("o/r:layers.1", {"layers.1/cfg.json", "layers.1/sae.safetensors"}),
+        ("o/r:deep/ae.pt", {"deep/ae.pt", "deep/config.json"}),
+        ("o/r:layer1.sae.pt", {"layer1.sae.pt", "layers.1/cfg.json", "layers.10/cfg.json", "deep/config.json"}),
+        ("o/r", {"README.md"}),
+    ],
+)
+def test_only_what_is_named_is_fetched(text, fetched):
+    files = [
+        "layers.1/cfg.json",
+        "layers.1/sae.safetensors",
+        "layers.10/cfg.json",
+        "layers.10/sae.safetensors",
+        "deep/ae.pt",
+        "deep/config.json",
+        "deep/other.pt",
+        "README.md",
+        "layer1.sae.pt",
+        "layer2.sae.pt",
+    ]
+    assert set(filter_repo_objects(files, **Reference.parse(text).patterns())) == fetched
 
 
 def test_from_the_hubs_cache(tmp_path, monkeypatch):

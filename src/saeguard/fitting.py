@@ -20,15 +20,16 @@ import torch
 from torch import nn
 
 from saeguard.clamp import Clamp
+from saeguard.compatibility import check_fits
 from saeguard.config import FitConfig
 from saeguard.contamination import Contamination, find_contamination
 from saeguard.corpus import Corpus, CorpusSummary, check_disjoint
 from saeguard.detectors import fit_evidence, fit_probe
-from saeguard.errors import CorpusError, SAEMismatchError, TooFewSequencesError
+from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
 from saeguard.gate import Accumulator, Cusum, Density, Gate, Mean, Scorer
 from saeguard.guardrail import Guardrail
-from saeguard.model import decoder_layer, model_fingerprint, text_config, tokenizer_fingerprint
+from saeguard.model import model_fingerprint, tokenizer_fingerprint
 from saeguard.passages import top_passages
 from saeguard.progress import progress
 from saeguard.rule import Rule
@@ -76,26 +77,6 @@ def fit(
         with progress("reading", estimated_tokens(summaries.values()), unit="tokens", show=show_progress) as advance:
             shards = run_pass(task, corpora, summaries, folder, advance)
         return decide(task, shards, summaries, config)
-
-
-def check_fits(model: nn.Module, sae: SparseAutoencoder, layer: int) -> None:
-    """Refuse a layer the model lacks, and an SAE of another width or trained on another layer."""
-    decoder_layer(model, layer)
-    width = text_config(model).hidden_size
-    if sae.d_model != width:
-        raise SAEMismatchError.mismatch(
-            "width (d_model) of the SAE", found=sae.d_model, expected=f"{width}, that of {type(model).__name__}",
-            fix="Use an SAE trained on this model.",
-        )  # fmt: skip
-    if (hook := sae.metadata.get("hook", "resid_post")) != "resid_post":
-        raise SAEMismatchError.mismatch(
-            "hook point of the SAE", found=hook, expected="resid_post, the residual stream after a layer",
-            fix="Use an SAE of the residual stream.",
-        )  # fmt: skip
-    if sae.layer is not None and sae.layer != layer:
-        raise SAEMismatchError.mismatch(
-            "layer", found=layer, expected=f"{sae.layer}, on which the SAE was trained", fix=f"Use layer {sae.layer}."
-        )
 
 
 def decide(

@@ -12,9 +12,11 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from saeguard.errors import SAEError
 
+WEIGHTS = {".npz", ".safetensors", ".pt", ".pth"}
 OWNERS = {"gemma-scope-": "google", "SAE-Res-": "Qwen", "Llama3_1-8B-Base-LX": "fnlp", "sae-llama-": "EleutherAI"}
 LLAMA_SCOPE = re.compile(r"llama_scope_lx([rma])_(8|32)x[:/]l(\d+)\1_\2x")
 REFERENCE = re.compile(r"(?P<owner>[\w.-]+)/(?P<repo>[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:[:/](?P<path>.+))?")
@@ -45,15 +47,25 @@ class Reference:
             )
         return cls(f"{found['owner']}/{found['repo']}", (found["path"] or "").strip("/"), found["revision"])
 
+    def patterns(self) -> dict[str, Any]:
+        """Which files of the repository to download: those of the folder, or the file and the JSON beside it.
+
+        Without a path the files at the root, but never every layer of a family that keeps them there.
+        """
+        path = Path(self.path)
+        if not self.path:
+            return {"ignore_patterns": ["*/*", "layer*.sae.pt"]}
+        if path.suffix in WEIGHTS:
+            return {"allow_patterns": [self.path, str(path.parent / "*.json")]}
+        return {"allow_patterns": [f"{self.path}/*"]}
+
     def fetch(self) -> Path:
         """Download what the reference names, and nothing else of the repository; the folder or file."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        beside = str(Path(self.path).parent / "*.json") if Path(self.path).suffix else f"{self.path}/*"
-        patterns = [self.path, beside] if self.path else None
         try:
-            root = Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=patterns))
+            root = Path(snapshot_download(self.repo, revision=self.revision, **self.patterns()))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise SAEError(
                 f"cannot fetch {self.repo} from the Hugging Face hub: {error}. Check the id and the connection; where "
