@@ -9,3 +9,8 @@ ClampKind = Literal["dense", "active"]
 GateChoice = Literal["auto", "density", "evidence", "probe"]
 Moment = Literal["running", "block"]
 TopKMode = Literal["exact", "threshold"]
+
+Hook = Literal["resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]
+"""Places in a decoder block, in the order of the data: the residual stream before the block, the heads' outputs before
+and after their projection, the residual stream between attention and MLP, what goes into the MLP (normalised) and what
+it adds, the residual stream after the block."""

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from saeguard.choices import Hook
 from saeguard.errors import SAEError
 
 
@@ -117,6 +118,18 @@ class SparseAutoencoder:
         """The layer the SAE says it was trained on, where its file says so."""
         layer = self.metadata.get("layer")
         return None if layer is None else int(layer)
+
+    @property
+    def hook(self) -> Hook:
+        """The place in the block whose values are encoded."""
+        hook: Hook = self.metadata.get("hook", "resid_post")
+        return hook
+
+    @property
+    def hook_out(self) -> Hook:
+        """The place whose values are decoded: another one for transcoders."""
+        hook: Hook = self.metadata.get("hook_out", self.hook)
+        return hook
 
     def encode(self, h: Tensor) -> Tensor:
         """Residual stream (..., d_model) to feature activations (..., d_sae), in float32."""
