@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import make_model, make_tokenizer
+from conftest import VOCABULARY, make_model, make_tokenizer
 from saeguard.corpus import Corpus
 from saeguard.errors import CorpusError, SAEError
 from saeguard.sae import residuals as residuals_module
@@ -151,3 +152,38 @@ def test_quality_of_a_perfect_sae_is_perfect():
     assert quality.loss_recovered == pytest.approx(1.0, abs=1e-3)
     assert quality.l0 == pytest.approx(32, abs=0.5)
     assert quality.loss_spliced == pytest.approx(quality.loss_clean, abs=1e-4)
+
+
+def test_one_dominant_dimension_does_not_hide_the_others():
+    """An SAE that rebuilds nothing but the one dimension that holds nearly all variance."""
+    model, tokenizer = make_model("llama"), make_tokenizer()
+    torch.nn.init.normal_(model.model.embed_tokens.weight[:, 7], std=1_000)
+    windows = training_windows(tokenizer, [Corpus.of("text", "retain", passages("garden", 20))], 10_000)
+    one = torch.stack([torch.eye(32)[7], -torch.eye(32)[7]])
+    sae = SparseAutoencoder(one.T.contiguous(), torch.zeros(2), one, torch.zeros(32), activation=ReLU())
+    quality = measure(model, tokenizer, sae, 1, windows)
+    assert quality.explained_variance > 0.9
+    assert quality.explained_variance_median < 0.1
+
+
+def test_measuring_never_holds_the_logits_of_a_batch_in_float32():
+    """A vocabulary of 262,144 would take gigabytes, the loss as much again."""
+    model, tokenizer = make_model("llama").bfloat16(), make_tokenizer()
+    windows = training_windows(tokenizer, [Corpus.of("text", "retain", passages("garden", 20))], 10_000)
+    longest = max(len(window.ids) for window in windows)
+    sae = SparseAutoencoder(torch.eye(32), torch.zeros(32), torch.eye(32), torch.zeros(32), activation=ReLU())
+    with _LargestFloat32() as seen:
+        measure(model, tokenizer, sae, 1, windows)
+    assert seen.logits == (longest - 1) * model.config.vocab_size
+
+
+class _LargestFloat32(TorchDispatchMode):
+    """Notes the most values of any float32 tensor over the vocabulary."""
+
+    logits = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dtype == torch.float32 and VOCABULARY in out.shape and out.dim() > 1:
+            self.logits = max(self.logits, out.numel())
+        return out

@@ -23,8 +23,10 @@ Trained on (the `fit` half of the documents of each): {", ".join(texts)}.
 
 On {quality.tokens:,} held-out tokens of the same corpora:
 
-| explained variance | L0 | dead features | loss clean | loss with SAE | loss without layer | loss recovered |
-|---|---|---|---|---|---|---|
-| {quality.explained_variance:.3f} | {quality.l0:.1f} | {quality.dead_share:.2%} | {quality.loss_clean:.3f} | \
-{quality.loss_spliced:.3f} | {quality.loss_zero:.3f} | {quality.loss_recovered:.3f} |
+| explained variance | median of the dimensions' | L0 | dead features | loss clean | loss with SAE | \
+loss without layer | loss recovered |
+|---|---|---|---|---|---|---|---|
+| {quality.explained_variance:.3f} | {quality.explained_variance_median:.3f} | {quality.l0:.1f} | \
+{quality.dead_share:.2%} | {quality.loss_clean:.3f} | {quality.loss_spliced:.3f} | {quality.loss_zero:.3f} | \
+{quality.loss_recovered:.3f} |
 """

@@ -20,13 +20,15 @@ from saeguard.windows import Window
 class SAEQuality:
     """Figures over the valid tokens of some windows.
 
-    `explained_variance` is 1 - sum |h - h_hat|^2 / sum |h - mean h|^2. `loss_recovered` is
-    (zero - spliced) / (zero - clean): the share of next-token loss kept when the SAE's output replaces
-    the residual stream, against replacing it by zero.
+    `explained_variance` is 1 - sum |h - h_hat|^2 / sum |h - mean h|^2. In some models a few dimensions hold most of
+    that variance; `explained_variance_median` is the median over the dimensions of each one's own explained variance,
+    in which they count as much as any other. `loss_recovered` is (zero - spliced) / (zero - clean): the share of
+    next-token loss kept when the SAE's output replaces the residual stream, against replacing it by zero.
     """
 
     tokens: int
     explained_variance: float
+    explained_variance_median: float
     l0: float
     dead_share: float
     loss_clean: float
@@ -43,26 +45,27 @@ def measure(
     model: nn.Module, tokenizer: Any, sae: SparseAutoencoder, layer: int, windows: Iterable[Window]
 ) -> SAEQuality:
     """Run windows through model and SAE and measure."""
-    error = total_l0 = 0.0
-    count, first, second = 0, torch.zeros(sae.d_model).double(), 0.0
+    total_l0, count = 0.0, 0
+    error, first, second = torch.zeros(3, sae.d_model).double()
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)
     losses = torch.zeros(3).double()
     for batch in residual_batches(model, tokenizer, layer, windows):
         h = batch.hidden[batch.masks.valid].float()
         a = sae.encode(h)
-        error += float((h - sae.reconstruct(h)).pow(2).sum())
+        error += (h - sae.reconstruct(h)).double().pow(2).sum(dim=0).cpu()
         total_l0 += float((a > 0).sum())
         fired |= (a > 0).any(dim=0).cpu()
         count += len(h)
         first += h.double().sum(dim=0).cpu()
-        second += float(h.double().pow(2).sum())
+        second += h.double().pow(2).sum(dim=0).cpu()
         sums = [_loss(model, sae, layer, batch, splice) for splice in SPLICES]
         losses += torch.tensor(sums).double()
     clean, spliced, zero = (losses / count).tolist()
-    variance = second - float(first.pow(2).sum()) / count
+    variance = second - first.pow(2) / count
     return SAEQuality(
         tokens=count,
-        explained_variance=1 - error / variance,
+        explained_variance=1 - float(error.sum() / variance.sum()),
+        explained_variance_median=1 - float((error / variance).nanmedian()),
         l0=total_l0 / count,
         dead_share=1 - float(fired.float().mean()),
         loss_clean=clean,
@@ -76,7 +79,10 @@ SPLICES = ("clean", "spliced", "zero")
 
 
 def _loss(model: nn.Module, sae: SparseAutoencoder, layer: int, batch: ResidualBatch, splice: str) -> float:
-    """Summed next-token loss at the valid tokens, with the residual stream kept, rebuilt or zeroed there."""
+    """Summed next-token loss at the valid tokens, with the residual stream kept, rebuilt or zeroed there.
+
+    One sequence after the other: a batch's logits over a large vocabulary would take gigabytes in float32.
+    """
     ids, attended, valid = batch.input_ids, batch.masks.attended, batch.masks.valid
 
     def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
@@ -88,5 +94,10 @@ def _loss(model: nn.Module, sae: SparseAutoencoder, layer: int, batch: ResidualB
 
     with torch.inference_mode(), hooked(decoder_layer(model, layer), after):
         logits = model(input_ids=ids, attention_mask=attended.long(), use_cache=False).logits
-        token_loss = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
-    return float((token_loss * (valid[:, :-1] & valid[:, 1:])).sum())
+        token_losses = torch.stack(
+            [
+                nn.functional.cross_entropy(row[:-1].float(), its[1:], reduction="none")
+                for row, its in zip(logits, ids, strict=True)
+            ]
+        )
+    return float((token_losses * (valid[:, :-1] & valid[:, 1:])).sum())
