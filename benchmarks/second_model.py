@@ -2,9 +2,9 @@
 
     python benchmarks/second_model.py MODEL SAE [--strengths 0.25 0.5 1 2] [--c 100 500] [--guardrail DIR]
 
-Fits with the settings of quickstart, or takes the guardrail of `--guardrail`, and prints in Markdown: how good the SAE
-is, what the gates catch on held-out text, the questions without and with the guardrail, and the topic's questions
-again under other clamps. The clamp acts after the layer that the gate reads, so every clamp has the same triggers.
+Fits with the settings of quickstart, or takes the guardrail of `--guardrail`, and prints in Markdown: what the gates
+catch on held-out text, the questions without and with the guardrail, and the topic's questions again under other
+clamps. The clamp acts after the layer that the gate reads, so every clamp has the same triggers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,10 @@ from typing import Any
 from saeguard import Guardrail, SparseAutoencoder, fit
 from saeguard.clamp import Clamp
 from saeguard.config import PRESETS
-from saeguard.corpus import Corpus
 from saeguard.embedded import TOPIC, StarterSet, starter_set
 from saeguard.evaluation.mcq import accuracy, answer_questions
 from saeguard.model import load_model
 from saeguard.quickstart import ALPHA, GATE, STRENGTH, judge
-from saeguard.sae.quality import measure
-from saeguard.sae.residuals import training_windows
-
-QUALITY_TOKENS = 10_000
 
 
 def main() -> None:
@@ -42,7 +37,6 @@ def main() -> None:
     args = parser.parse_args()
     model, tokenizer = load_model(args.model, dtype=args.dtype)
     sae, starter = SparseAutoencoder.load(args.sae), starter_set()
-    print_quality(model, tokenizer, sae, starter)
     guardrail = Guardrail.from_pretrained(args.guardrail) if args.guardrail else fit_topic(model, tokenizer, sae, args)
     print_gates(guardrail)
     print_questions(model, tokenizer, guardrail, starter)
@@ -67,15 +61,6 @@ def with_clamp(guardrail: Guardrail, c: float, strength: float) -> Guardrail:
     """The same guardrail with another clamp value."""
     clamp = Clamp(guardrail.clamp.kind, c, strength)
     return replace(guardrail, rules=(replace(guardrail.rule, clamp=clamp),))
-
-
-def print_quality(model: Any, tokenizer: Any, sae: SparseAutoencoder, starter: StarterSet) -> None:
-    """Quality of the SAE on the starter texts, which no SAE here was trained on."""
-    files = {TOPIC: starter.forget, **starter.retain}
-    corpora = [Corpus.of(name, "retain", file) for name, file in files.items()]
-    windows = training_windows(tokenizer, corpora, QUALITY_TOKENS, split="test")
-    quality = measure(model, tokenizer, sae, sae.layer or 0, windows).as_dict()
-    print_table(quality, [[f"{value:,.4g}" for value in quality.values()]])
 
 
 def print_gates(guardrail: Guardrail) -> None:

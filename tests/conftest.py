@@ -18,8 +18,8 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -92,7 +92,8 @@ def make_model(family: str, *, seed: int = 0) -> PreTrainedModel:
     if family == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape | {"initializer_range": 0.2}, **tokens)).eval()
     if family == "gemma":
-        return Gemma2ForCausalLM(Gemma2Config(**shape, **tokens, sliding_window=512, query_pre_attn_scalar=8)).eval()
+        attention = {"layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2), "sliding_window": 8}
+        return Gemma3ForCausalLM(Gemma3TextConfig(**shape, **tokens, **attention, query_pre_attn_scalar=8)).eval()
     config = GPT2Config(n_embd=D_MODEL, n_layer=LAYERS, n_head=4, n_positions=1024, initializer_range=0.3, **tokens)
     return GPT2LMHeadModel(config).eval()
 
