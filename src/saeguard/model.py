@@ -90,14 +90,13 @@ def decoder_layer(model: nn.Module, layer: int) -> nn.Module:
 
 
 def entrances(model: nn.Module) -> list[nn.Module]:
-    """The modules that hold the decoder blocks, from `model` itself inwards: through one of them every pass must go.
+    """The modules that hold the decoder blocks, from the Hugging Face model inwards: every pass goes through one.
 
-    Wrappers (PEFT, `torch.compile`) call the wrapped model's `forward`, past the hooks on it, or hand `generate` on to
-    it, past the hooks on themselves.
+    Not always the outermost: PEFT calls the `forward` of the model it wraps, past the hooks on it.
     """
-    layers = decoder_layers(model)
-    path = next(name for name, module in model.named_modules() if module is layers).split(".")
-    return [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
+    base, layers = _base(model), decoder_layers(model)
+    path = next(name for name, module in base.named_modules() if module is layers).split(".")
+    return [base.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
 
 
 def port_at(model: nn.Module, point: HookPoint) -> Port:
