@@ -106,7 +106,18 @@ def test_configs_of_both_versions(tmp_path, version):
 
 
 BAD = {
-    "another architecture": (V6 | {"architecture": "gated"}, {}, "gated"),
+    "another architecture": (V6 | {"architecture": "temporal"}, {}, "depend on the tokens before"),
+    "another activation": (V6 | {"activation_fn_str": "tanh-relu"}, {}, "tanh-relu"),
+    "gated without its gate": (V6 | {"architecture": "gated"}, {}, "b_gate"),
+    "one head": (V6 | {"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 3}, {}, "reads head 3 alone"),
+    "whitened inputs": (V6 | {"normalize_activations": "covariance_whitening"}, {}, "folded by SAELens"),
+    "scaled inputs, as a bool": ({"normalize_activations": True}, {}, "expected_average_only_in"),
+    "a place that is none": (V6 | {"metadata": {"hook_name": "hook_embed"}}, {}, "hook_embed"),
+    "tuned factors that are not wanted": (V6, {"scaling_factor": torch.full((D_SAE,), 2.0)}, "finetuning_scaling"),
+    "a transcoder that scales": (
+        V6 | {"architecture": "transcoder", "normalize_activations": "layer_norm"}, {}, "normalize_activations",
+    ),
+    "a skip transcoder without its path": (V6 | {"architecture": "skip_transcoder"}, {}, "W_skip"),
     "scaled inputs": (V6 | {"normalize_activations": "expected_average_only_in"}, {}, "expected_average_only_in"),
     "jumprelu without thresholds": (V6 | {"architecture": "jumprelu"}, {}, "threshold"),
     "topk without k": (V6 | {"architecture": "topk"}, {}, "usable k"),
