@@ -91,7 +91,9 @@ FORMATS: dict[str, Callable[[Random], Files]] = {
     },
     "Gemma Scope 1": lambda r: {"layer_3/params.npz": r.jump},
     "Gemma Scope 2": lambda r: {
-        "resid_post/layer_3_width_16k/params.safetensors": {name.replace("W", "w"): tensor for name, tensor in r.jump.items()}
+        "resid_post/layer_3_width_16k/params.safetensors": {
+            name.replace("W", "w"): tensor for name, tensor in r.jump.items()
+        },
     },
     "sparsify": lambda r: {
         "layers.3/sae.safetensors": r.some("encoder.weight", "encoder.bias", "W_dec", "b_dec"),
