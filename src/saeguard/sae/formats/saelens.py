@@ -69,7 +69,12 @@ def read(path: Path, origin: Origin) -> SparseAutoencoder:
 
 
 def save_saelens(sae: SparseAutoencoder, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write an SAE as SAELens 6 reads it (`SAE.load_from_disk`); `b_dec` is not subtracted at the input."""
+    """Write an SAE as SAELens 6 reads it (`SAE.load_from_disk`); `b_dec` is not subtracted at the input.
+
+    Raises `SAEError` for transcoders, linear paths and scaled tokens.
+    """
+    if sae.transcodes or sae.W_skip is not None or sae.scaling is not None:
+        raise SAEError(f"{sae.source} cannot be written: it is a transcoder, has a linear path or scales each token.")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     config: dict[str, Any] = {
