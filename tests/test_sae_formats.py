@@ -381,13 +381,17 @@ def test_references_as_people_write_them(text, repo, path, revision):
     assert Reference.parse(text) == Reference(repo, path, revision)
 
 
+SETTINGS = {"layers.1/cfg.json", "layers.10/cfg.json", "deep/config.json", "v5_layer_0.pt/cfg.json"}
+
+
 @pytest.mark.parametrize(
     ("text", "fetched"),
     [
         ("o/r:layers.10", {"layers.10/cfg.json", "layers.10/sae.safetensors"}),
         ("o/r:layers.1", {"layers.1/cfg.json", "layers.1/sae.safetensors"}),
         ("o/r:deep/ae.pt", {"deep/ae.pt", "deep/config.json"}),
-        ("o/r:layer1.sae.pt", {"layer1.sae.pt", "layers.1/cfg.json", "layers.10/cfg.json", "deep/config.json"}),
+        ("o/r:v5_layer_0.pt", SETTINGS),
+        ("o/r:layer1.sae.pt", {"layer1.sae.pt", *SETTINGS}),
         ("o/r", {"README.md"}),
     ],
 )
@@ -403,6 +407,7 @@ def test_only_what_is_named_is_fetched(text, fetched):
         "README.md",
         "layer1.sae.pt",
         "layer2.sae.pt",
+        "v5_layer_0.pt/cfg.json",
     ]
     assert set(filter_repo_objects(files, **Reference.parse(text).patterns())) == fetched
 

@@ -51,13 +51,15 @@ class Reference:
     def patterns(self) -> dict[str, Any]:
         """Which files of the repository to download: those of the folder, or the file and the JSON beside it.
 
+        A few folders are named like a file, so that what looks like a file may be either.
+
         Without a path the files at the root, but never every layer of a family that keeps them there.
         """
         path = Path(self.path)
         if not self.path:
             return {"ignore_patterns": ["*/*", "layer*.sae.pt"]}
         if path.suffix in WEIGHTS:
-            return {"allow_patterns": [self.path, str(path.parent / "*.json")]}
+            return {"allow_patterns": [self.path, f"{self.path}/*", str(path.parent / "*.json")]}
         return {"allow_patterns": [f"{self.path}/*"]}
 
     def fetch(self) -> Path:
