@@ -54,6 +54,20 @@ def test_round_trip_is_the_same_sae(tmp_path, sae):
     assert torch.equal(found.decode(found.encode(h)), sae.decode(sae.encode(h)))
 
 
+def test_what_was_folded_is_not_folded_again(tmp_path):
+    """Settings of the file an SAE was read from do not come along when it is written."""
+    config = {
+        "apply_b_dec_to_input": True, "architecture": "topk", "k": 9, "rescale_acts_by_decoder_norm": True,
+        "normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.5, "hook_name":
+        "blocks.5.hook_resid_pre", "finetuning_scaling_factor": True,
+    }  # fmt: skip
+    first = SparseAutoencoder.load(folder(tmp_path / "one", config, weights(scaling_factor=torch.full((D_SAE,), 2.0))))
+    save_saelens(first, tmp_path / "two", torch.float32)
+    again = SparseAutoencoder.load(tmp_path / "two")
+    assert again.fingerprint() == first.fingerprint()
+    assert (again.layer, again.hook) == (first.layer, first.hook) == (4, "resid_post")
+
+
 def test_half_precision_round_trip_keeps_biases_and_thresholds_whole(tmp_path):
     sae = make_sae("jumprelu")
     save_saelens(sae, tmp_path / "sae")

@@ -83,6 +83,9 @@ def test_gemma_scope(tmp_path, case):
     for source in (folder, path):
         sae = agrees(source, a, layer=3)
         assert (sae.metadata["hook"], sae.metadata["model_name"]) == ("resid_post", "google/gemma-2-2b")
+    blob = path.rename(tmp_path / "0123abcd")
+    path.symlink_to(blob)
+    assert agrees(path, a, layer=3).metadata["model_name"] == "google/gemma-2-2b"
     other = write(tmp_path / "gemma-scope-9b-it-mlp" / "layer_20" / "params.npz", W)
     assert SparseAutoencoder.load(other).metadata["hook"] == "mlp_out"
     with pytest.raises(SAEError, match="embedding"):

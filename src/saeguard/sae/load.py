@@ -35,7 +35,7 @@ def load(source: str | Path) -> SparseAutoencoder:
     """
     text, path = str(source), Path(source)
     if path.exists():
-        return _read(path, Origin(text, str(path.resolve())))
+        return _read(path, Origin(text, str(path.absolute())))
     if (entry := registry.find(text)) is not None:
         if entry.foreign:
             return entry.through_saelens(text, _read)

@@ -17,6 +17,12 @@ RENAMED = {
     "hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
 }  # fmt: skip
+SETTINGS = {
+    "architecture", "d_in", "d_sae", "d_out", "dtype", "device", "k", "activation_fn", "activation_fn_kwargs",
+    "apply_b_dec_to_input", "normalize_activations", "norm_scaling_factor", "reshape_activations",
+    "rescale_acts_by_decoder_norm", "finetuning_scaling_factor", "model_from_pretrained_kwargs",
+}  # fmt: skip
+"""What is folded into the weights or goes without saying: all else describes the SAE."""
 REFUSED = {
     "temporal": "its features depend on the tokens before, not on one token alone",
     "matching_pursuit": "its features are found one after the other, not by one linear encoder",
@@ -31,9 +37,9 @@ ARCHITECTURES = ("standard", "jumprelu", "topk", "gated", "batchtopk", "matryosh
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of `cfg.json` in one level, by the names of version 6."""
+    """The settings of `cfg.json` in one level, by the names of version 6; those of `metadata` give way to others."""
     metadata = config.get("metadata")
-    whole = {**config, **(metadata if isinstance(metadata, dict) else {})}
+    whole = {**(metadata if isinstance(metadata, dict) else {}), **config}
     return {RENAMED.get(key, key): value for key, value in whole.items() if key != "metadata"}
 
 
@@ -99,8 +105,7 @@ def described(config: dict[str, Any], where: str) -> dict[str, Any]:
 
     A module path, where there is one, is taken before the TransformerLens name: `hook_mlp_in` is in use for two places.
     """
-    dropped = {"dtype", "device", "architecture", "d_in", "d_sae", "d_out", "model_from_pretrained_kwargs"}
-    metadata = {key: value for key, value in config.items() if key not in dropped and value is not None}
+    metadata = {key: value for key, value in config.items() if key not in SETTINGS and value is not None}
     name, out = (str(config.get(f"hf_{key}") or config.get(key) or "") for key in ("hook_name", "hook_name_out"))
     if "hook" in config and "layer" in config:
         found: dict[str, Any] = {}
