@@ -125,10 +125,14 @@ class TestGuardrail:
         guardrail = run(replace(SMALL, gate=gate))
         assert (guardrail.gate.kind, guardrail.evidence["why_this_gate"]) == (gate, "asked for")
 
-    @pytest.mark.parametrize(("topk", "agreement"), [("exact", False), ("threshold", True)])
-    def test_a_topk_sae_says_how_it_is_carried(self, run, topk, agreement):
-        found = run(replace(SMALL, topk=topk), sae=make_sae("topk"))
-        assert (found.evidence["topk"] is not None) == agreement
+    def test_a_topk_sae_says_how_it_is_carried_and_what_the_other_way_would_be_like(self, run, fitted):
+        exact, fixed = (run(replace(SMALL, topk=topk), sae=make_sae("topk")) for topk in ("exact", "threshold"))
+        assert (exact.evidence["topk"]["mode"], exact.rule.encoder.k) == ("exact", 10)
+        assert (fixed.evidence["topk"]["mode"], fixed.rule.encoder.k) == ("threshold", None)
+        assert exact.evidence["topk"] == fixed.evidence["topk"] | {"mode": "exact"}
+        assert 0.2 < exact.evidence["topk"]["agreement"] < 1
+        assert exact.evidence["topk"]["active"] <= exact.evidence["topk"]["tokens"] * len(exact.features)
+        assert fitted.evidence["topk"] is None
 
 
 class TestHookPoint:

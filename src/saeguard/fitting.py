@@ -175,8 +175,8 @@ def _check_splits(splits: _Splits, names: Iterable[str]) -> None:
 def _encoder(
     sae: SparseAutoencoder, ids: list[int], shards: Sequence[Shard], config: FitConfig
 ) -> tuple[SlimEncoder, dict[str, Any] | None]:
-    """The slim encoder; for TopK with fixed thresholds, also how well they agree with exact TopK."""
-    if not isinstance(sae.activation, TopK) or config.topk == "exact":
+    """The slim encoder; for TopK also which way it is carried, and how well fixed thresholds agree with exact TopK."""
+    if not isinstance(sae.activation, TopK):
         return slim(sae, ids), None
     tokens = [w.hidden[w.masks.valid[0]].float() for shard in shards for w in shard.windows()]
     hidden = torch.cat(tokens)
@@ -184,7 +184,8 @@ def _encoder(
     half = len(hidden) // 2
     thresholds = topk_thresholds(sae, ids, hidden[:half])
     agreement = topk_agreement(sae, ids, thresholds, hidden[half:])
-    return slim(sae, ids, topk_thresholds=thresholds), {"mode": "threshold", **vars(agreement)}
+    carried = slim(sae, ids, topk_thresholds=None if config.topk == "exact" else thresholds)
+    return carried, {"mode": config.topk, **vars(agreement)}
 
 
 def _contamination(windows: Sequence[ReadWindow], config: FitConfig) -> Contamination | None:

@@ -215,10 +215,8 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
         ("Action", ACTIONS[rule.action]),
         ("Clamp", f"{clamp.kind}, c = {number(clamp.c)} ({number(clamp.strength)} times the median residual norm)"),
     ]  # fmt: skip
-    if topk := rule.evidence.get("topk"):
-        rows.append(("TopK", f"fixed thresholds, agreement with exact TopK {percent(topk['agreement'])}"))
-    elif rule.encoder.k is not None:
-        rows.append(("TopK", f"exact: the whole encoder travels with the guardrail (k = {rule.encoder.k})"))
+    if rule.encoder.k is not None or rule.evidence.get("topk"):
+        rows.append(("TopK", _describe_topk(rule)))
     if windows := rule.evidence.get("windows"):
         rows.append(("Text", ", ".join(f"{number(windows[split])} windows to {use}" for split, use in _USES.items())))
     versions = ", ".join(f"{name} {version}" for name, version in guardrail.versions.items())
@@ -259,3 +257,13 @@ def describe_method(rule: Rule) -> str:
     if (level := alpha(rule)) is not None:
         return f", split conformal at alpha = {level:g} for every retain corpus and length{by}"
     return f", the {summary['method'].get('p_dyn', 0):g}th percentile of the retain windows"
+
+
+def _describe_topk(rule: Rule) -> str:
+    """Which way TopK is carried, and what the other way would be like."""
+    measured = rule.evidence.get("topk") or {}
+    agreement = f"agree with exact TopK at {percent(measured['agreement'])}" if "agreement" in measured else ""
+    if rule.encoder.k is None:
+        return f"fixed thresholds, which {agreement}"
+    exact = f"exact: the whole encoder travels with the guardrail (k = {rule.encoder.k})"
+    return f"{exact}; fixed thresholds would {agreement}" if agreement else exact
