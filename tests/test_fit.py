@@ -25,8 +25,9 @@ from saeguard import Guardrail, errors, fit, shards
 from saeguard.cli.main import main
 from saeguard.config import PRESETS
 from saeguard.corpus import Corpus
-from saeguard.hooks import hooked
-from saeguard.model import decoder_layer, residual_stream
+from saeguard.hookpoints import HookPoint
+from saeguard.hooks import at
+from saeguard.model import port_at, residual_stream
 from saeguard.selection import SelectionRule
 from saeguard.windows import Windower
 from topics import LAYER, SMALL, corpora, passages, save_all
@@ -224,12 +225,8 @@ class TestPaperPreset:
         triggered = 0
         for ids, hidden, _ in read(forget, "test"):
             clamped = authors_clamp(full, hidden[None], by_authors.features, 500.0, by_authors.threshold)
-
-            def put(_module, _args, _kwargs, output, new=clamped):
-                return (new, *output[1:]) if isinstance(output, tuple) else new
-
             with torch.inference_mode():
-                with hooked(decoder_layer(llama, LAYER), put):
+                with at(port_at(llama, HookPoint(LAYER)), lambda _values, new=clamped: new):
                     expected = llama(ids[None]).logits
                 with by_authors.attach(llama, tokenizer) as guard:
                     found = llama(ids[None]).logits

@@ -6,6 +6,7 @@
     │   └── TooFewSequencesError        not enough text for the promise asked for
     ├── ModelError                      a model this package cannot work on
     │   ├── LayerError                  a layer that the model does not have
+    │   ├── HookError                   a hook point that the model's blocks do not have
     │   └── NonFiniteError              NaN or infinite activations
     ├── SAEError                        an SAE that cannot be read
     │   └── SAEMismatchError            an SAE that does not belong to this model and layer
@@ -61,6 +62,10 @@ class ModelError(GuardrailError):
 
 class LayerError(ModelError):
     """A layer index that the model does not have."""
+
+
+class HookError(ModelError):
+    """A hook point that the model's decoder blocks do not have."""
 
 
 class NonFiniteError(ModelError):

@@ -274,6 +274,8 @@ def _freeze(
     )  # fmt: skip
     return Guardrail(
         layer=task.layer,
+        hook=task.sae.hook,
+        hook_out=task.sae.hook_out,
         model=model_fingerprint(task.model),
         tokenizer=tokenizer_fingerprint(task.tokenizer),
         sae={

@@ -13,6 +13,7 @@ from typing import Any, Self
 from saeguard.calibration import Rate
 from saeguard.gate import Cusum, Evidence, Gate
 from saeguard.guardrail import Guardrail
+from saeguard.hookpoints import DESCRIPTIONS
 from saeguard.rule import Rule
 from saeguard.sample import FORGET
 from saeguard.selection import SelectedFeature
@@ -206,7 +207,7 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
     encoder = f"{sae.get('activation', '?')}, {number(sae.get('d_sae'))} features; {sae.get('fingerprint', '?')}"
     rows = [
         ("Model", f"{model_name(guardrail)} ({kind}; weights {guardrail.model.get('weights', '?')})"),
-        ("Layer", f"{guardrail.layer}: the residual stream that leaves decoder block {guardrail.layer}"),
+        ("Layer", f"{guardrail.layer}, counted from 0: {DESCRIPTIONS[guardrail.hook]}"),
         ("SAE", f"{visible(str(sae.get('source', '?')))} ({encoder})"),
         ("Features", f"{len(rule.features)} selected, {clamped} of them clamped"),
         ("Gate", describe_gate(rule.gate)),
