@@ -29,9 +29,10 @@ class Finding:
         """The finding of an SAE that cannot even be run on this model."""
         return cls("mismatch", error.what, str(error.found), str(error.expected), error.fix)
 
-    def error(self, *, fix: str) -> SAEMismatchError:
-        """The error that refuses it; `fix` is added to its own."""
-        return SAEMismatchError.mismatch(self.what, found=self.found, expected=self.expected, fix=f"{self.fix} {fix}")
+    def error(self, more: str = "") -> SAEMismatchError:
+        """The error that refuses it; `more` is added to what to do."""
+        fix = f"{self.fix} {more}".strip()
+        return SAEMismatchError.mismatch(self.what, found=self.found, expected=self.expected, fix=fix)
 
 
 def verdict_of(findings: Iterable[Finding]) -> Verdict:

@@ -215,6 +215,8 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
         ("Action", ACTIONS[rule.action]),
         ("Clamp", f"{clamp.kind}, c = {number(clamp.c)} ({number(clamp.strength)} times the median residual norm)"),
     ]  # fmt: skip
+    if doctor := rule.evidence.get("doctor"):
+        rows.append(("SAE fits?", describe_doctor(doctor)))
     if topk := rule.evidence.get("topk"):
         rows.append(("TopK", f"fixed thresholds, agreement with exact TopK {percent(topk['agreement'])}"))
     elif rule.encoder.k is not None:
@@ -226,6 +228,14 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
 
 
 _USES = {"fit": "fit on", "calibration": "calibrate on", "test": "test on"}
+
+
+def describe_doctor(doctor: Mapping[str, Any]) -> str:
+    """The verdict, and what speaks against the SAE."""
+    against = [finding for finding in doctor["findings"] if finding["level"] != "note"]
+    said = "; ".join(f"{finding['what']}: {finding['found']}" for finding in against)
+    verdict = doctor["verdict"] + (" (forced)" if doctor["forced"] else "")
+    return visible(f"{verdict}: {said}" if said else verdict)
 
 
 def describe_gate(gate: Gate) -> str:
