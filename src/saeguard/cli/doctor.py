@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from saeguard.report.doctor import print_diagnosis
 
     starter = starter_set()
-    files = named_files(args.text) or {TOPIC: starter.forget, **starter.retain}
+    texts = {TOPIC: starter.forget, **starter.retain}
+    files = named_files(args.text) or {name: str(file) for name, file in texts.items()}
     corpora = [Corpus.of(name, "retain", file) for name, file in files.items()]
     loaded = load(args)
     sae, layer = loaded.sae_and_layer(args.sae, args.layer)

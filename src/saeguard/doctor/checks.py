@@ -83,8 +83,8 @@ def improves(before: Trial, after: Trial) -> bool:
 def _scale(best: Trial, tried: Corrections) -> Finding:
     return Finding(
         "mismatch", "scale of the SAE's input",
-        f"{tried.as_is.explained_variance:.2f} of the variance explained as it is, {best.explained_variance:.2f} with the "
-        f"input times {best.value:.3g}",
+        f"{tried.as_is.explained_variance:.2f} of the variance explained as it is, {best.explained_variance:.2f} with "
+        f"the input times {best.value:.3g}",
         "1, within a quarter",
         "The SAE was trained on normalised activations: fold the factor into its weights, and convert it again.",
     )  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from saeguard.doctor.figures import Cause, Corrections, Trial
 from saeguard.doctor.measure import decoded, explained_variance, ordinary_bound
@@ -86,7 +87,9 @@ def _norm(rows: Rows) -> float:
     return float(rows.x.norm(dim=1).median())
 
 
-def _spread(rows: Rows) -> torch.Tensor:
+def _spread(rows: Rows) -> Tensor:
     """Places of at most `ROWS` ordinary tokens, evenly spread."""
     ordinary = (rows.y.norm(dim=1) < ordinary_bound(rows)).nonzero().flatten()
-    return ordinary[torch.linspace(0, len(ordinary) - 1, min(ROWS, len(ordinary))).long().to(ordinary.device)]
+    places = torch.linspace(0, len(ordinary) - 1, min(ROWS, len(ordinary))).long()
+    picked: Tensor = ordinary[places.to(ordinary.device)]
+    return picked

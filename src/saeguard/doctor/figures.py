@@ -42,9 +42,9 @@ class Norms:
 
 @dataclass(frozen=True)
 class Features:
-    """Shares of the features that never fired, and that fired on more than half of the tokens. `alignment` is the median
-    cosine of a feature's encoder column with its decoder row, `aligned` the share of features in which it is above
-    all but a hundredth of those with another feature's row. None where input and output are not one space."""
+    """Shares of the features that never fired, and that fired on more than half of the tokens. `alignment` is the
+    median cosine of a feature's encoder column with its decoder row, `aligned` the share of features in which it is
+    above all but a hundredth of those with another feature's row. None where input and output are not one space."""
 
     d_sae: int
     tokens: int

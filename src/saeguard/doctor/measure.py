@@ -51,7 +51,7 @@ def decoded(sae: SparseAutoencoder, a: Tensor, x: Tensor) -> Tensor:
 
 
 def explained_variance(error: Tensor, y: Tensor) -> float:
-    """1 - sum of squared errors (tokens,) over the variance of the targets (tokens, d); 0 where there is no variance."""
+    """1 - sum of squared errors (tokens,) over the variance of the targets (tokens, d); 0 where these do not vary."""
     variance = float((y - y.mean(dim=0)).square().sum()) if len(y) else 0.0
     return 1 - float(error.sum()) / variance if variance > 0 else 0.0
 

@@ -44,7 +44,7 @@ def precisions(
 
 
 def selected_features(texts: Mapping[str, FeatureStatistics]) -> list[int]:
-    """Features that a guardrail against one of the texts would select, over all of them; none where there is one text."""
+    """Features that a guardrail against one of the texts would select, for each in turn; none where there is one."""
     found: set[int] = set()
     for name, statistics in texts.items():
         rest = {other: its for other, its in texts.items() if other != name}

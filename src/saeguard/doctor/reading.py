@@ -37,7 +37,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Rows:
-    """Input `x` (tokens, d_in) and target `y` (tokens, d_out) of an SAE, float32. One and the same but for transcoders."""
+    """Input `x` (tokens, d_in) and target `y` (tokens, d_out) of an SAE, float32: the same but for transcoders."""
 
     x: Tensor
     y: Tensor

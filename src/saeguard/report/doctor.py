@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saeguard.doctor.diagnosis import Diagnosis
-from saeguard.doctor.figures import Figures, Reconstruction
+from saeguard.doctor.figures import Corrections, Figures, Reconstruction
 from saeguard.doctor.finding import Finding
 from saeguard.doctor.reading import Subject
 from saeguard.hookpoints import HookPoint
@@ -60,54 +60,48 @@ def _print_figures(figures: Figures, console: Console) -> None:
 
 
 def _figures(figures: Figures) -> Iterator[tuple[str, str]]:
-    whole, norms, features, tried = figures.whole, figures.norms, figures.features, figures.corrections
+    whole, norms, features = figures.whole, figures.norms, figures.features
     yield "Explained variance", f"{whole.explained_variance:.3f}; of ordinary tokens {whole.ordinary:.3f}"
-    if figures.chat:
-        yield (
-            "  in the chat template",
-            f"{figures.chat.explained_variance:.3f}; of ordinary tokens {figures.chat.ordinary:.3f}",
-        )
-    yield "Cosine", f"{whole.cosine:.3f}"
     if figures.loss_recovered is not None:
         yield "Loss recovered", f"{figures.loss_recovered:.3f}"
     said = "" if figures.declared_l0 is None else f" (its file says {number(figures.declared_l0)})"
     yield "Active features, L0", f"{whole.l0:.1f} of {features.d_sae:,}{said}"
-    yield (
-        "Features",
-        (
-            f"{percent(features.silent)} silent on {features.tokens:,} tokens, {percent(features.dense)} active at more than "
-            "half of them"
-        ),
-    )
+    yield "Silent features", f"{percent(features.silent)} on {features.tokens:,} tokens"
+    yield "Dense features", f"{percent(features.dense)} active at more than half of the tokens"
     if features.alignment is not None and features.aligned is not None:
-        yield (
-            "Encoder and decoder",
-            f"median cosine {features.alignment:.2f}, {percent(features.aligned)} of them aligned",
-        )
+        yield "Encoder and decoder", f"{percent(features.aligned)} aligned, median cosine {features.alignment:.2f}"
     special = "" if norms.special is None else f", special tokens {number(norms.special)}"
-    yield (
-        "Norms",
-        (
-            f"median {norms.median:.1f}, 5 to 95 % {norms.low:.1f} to {norms.high:.1f}; first token {number(norms.first)}{special}"
-        ),
-    )
-    yield "Best input scale", f"{tried.scale.value:.3g}, explains {tried.scale.explained_variance:.3f}"
-    done = "subtracted" if tried.b_dec.value < 0 else "not subtracted"
-    yield (
-        "b_dec the other way",
-        f"{done} explains {tried.b_dec.explained_variance:.3f} (as it is {tried.as_is.explained_variance:.3f})",
-    )
+    yield "Norms", f"median {norms.median:.1f}, 5th to 95th percentile {norms.low:.1f} to {norms.high:.1f}"
+    yield "", f"first token {number(norms.first)}{special}"
+    yield from _trials(figures.corrections)
     for one in figures.precision:
         selected = "" if one.selected is None else f", {percent(one.selected)} of those a guardrail would select"
-        yield f"{one.dtype} or {one.other}", f"{percent(one.jaccard)} of active features in common{selected}"
+        yield f"{one.dtype}, {one.other}", f"{percent(one.jaccard)} of active features in common{selected}"
+
+
+def _trials(tried: Corrections) -> Iterator[tuple[str, str]]:
+    yield "Tried: as it is", f"explains {tried.as_is.explained_variance:.3f} of some ordinary tokens"
+    yield "  input scaled", f"{tried.scale.explained_variance:.3f} at its best, times {tried.scale.value:.3g}"
+    if tried.b_dec.cause == "b_dec":
+        change = "more" if tried.b_dec.value < 0 else "less"
+        yield "  b_dec", f"{tried.b_dec.explained_variance:.3f} with it subtracted once {change} at the input"
+    if tried.layer.cause == "layer":
+        yield (
+            "  another layer",
+            f"{tried.layer.explained_variance:.3f} at layer {tried.layer.value:g}, the best of them",
+        )
 
 
 def _print_texts(figures: Figures, console: Console) -> None:
+    """Each text, all of them, and some of each in the chat template."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for column in ("text", "tokens", "explained", "ordinary", "cosine", "L0"):
         table.add_column(column, justify="left" if column == "text" else "right")
     for name, row in figures.texts.items():
         table.add_row(Text(visible(name)), *_cells(row))
+    table.add_row("all", *_cells(figures.whole), style="bold")
+    if figures.chat is not None:
+        table.add_row("in the chat template", *_cells(figures.chat))
     console.print()
     console.print(table)
 
