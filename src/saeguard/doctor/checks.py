@@ -63,7 +63,9 @@ def explained_in_each(figures: Figures) -> Finding | None:
 def correction(figures: Figures) -> Finding | None:
     """Would one change make the SAE fit clearly better? Only the change that explains most is reported."""
     tried = figures.corrections
-    able = [trial for trial in (tried.scale, tried.b_dec, tried.layer) if improves(tried.as_is, trial)]
+    # Streams grow from layer to layer: another layer has to beat this one with its norms matched too.
+    pairs = ((tried.as_is, tried.scale), (tried.as_is, tried.b_dec), (tried.scale, tried.layer))
+    able = [after for before, after in pairs if improves(before, after)]
     if not able:
         return None
     best = max(able, key=lambda trial: trial.explained_variance)

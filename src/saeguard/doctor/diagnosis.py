@@ -17,13 +17,14 @@ from saeguard.doctor.finding import LEVELS, Finding, Verdict, verdict_of
 from saeguard.doctor.measure import features, norms, ordinary_bound, rebuild, reconstruction, total_statistics
 from saeguard.doctor.precision import precisions
 from saeguard.doctor.reading import Rows, Subject, in_chat, read, sample_windows
-from saeguard.errors import SAEMismatchError
+from saeguard.errors import SAEMismatchError, TooFewSequencesError
 from saeguard.model import decoder_layers
 from saeguard.sae.quality import measure
 from saeguard.windows import Window
 
 TOKENS = 4_000
 FIT_TOKENS = 2_000
+LEAST_TOKENS = 64
 PART = 4
 """One window in so many is also read in the chat template, at every layer, and in what only `thorough` does."""
 
@@ -83,8 +84,10 @@ def _diagnosis(findings: Sequence[Finding], figures: Figures | None) -> Diagnosi
 def _figures(subject: Subject, windows: dict[str, list[Window]], thorough: bool) -> Figures:
     sae = subject.sae
     readings = {name: read(subject, its) for name, its in windows.items() if its}
-    rebuilt = {name: rebuild(sae, reading.rows[subject.layer]) for name, reading in readings.items()}
-    rows = Rows.join(part.rows for part in rebuilt.values())
+    texts = {name: rows for name, reading in readings.items() if len(rows := reading.rows[subject.layer])}
+    _check_enough(sum(map(len, texts.values())))
+    rebuilt = {name: rebuild(sae, rows) for name, rows in texts.items()}
+    rows = Rows.join(texts.values())
     bound = ordinary_bound(rows)
     some = [window for its in windows.values() for window in its[::PART]]
     layers = range(len(decoder_layers(subject.model)))
@@ -100,6 +103,14 @@ def _figures(subject: Subject, windows: dict[str, list[Window]], thorough: bool)
         loss_recovered=_loss_recovered(subject, some) if thorough else None,
         precision=precisions(subject, some, {n: part.statistics for n, part in rebuilt.items()}) if thorough else (),
     )
+
+
+def _check_enough(tokens: int) -> None:
+    if tokens < LEAST_TOKENS:
+        raise TooFewSequencesError.mismatch(
+            "valid tokens to examine the SAE on", found=tokens, expected=f"at least {LEAST_TOKENS}",
+            fix="Give a few thousand tokens of text.",
+        )  # fmt: skip
 
 
 def _loss_recovered(subject: Subject, windows: Sequence[Window]) -> float | None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from saeguard.activations import check_finite
 from saeguard.corpus import Corpus
-from saeguard.errors import TooFewSequencesError
 from saeguard.hookpoints import HookPoint
 from saeguard.model import capture
 from saeguard.sae.autoencoder import SparseAutoencoder
@@ -91,11 +90,12 @@ def in_chat(tokenizer: Any, windows: Iterable[Window]) -> list[Window]:
 
 
 def read(subject: Subject, windows: Sequence[Window], layers: Sequence[int] = ()) -> Reading:
-    """Run windows through the model; keep the subject's layer, or these with it. Raises `NonFiniteError` for it."""
+    """Run at least one window through the model; keep the subject's layer, or these, it among them.
+
+    Raises `NonFiniteError` where the subject's layer is not made of numbers.
+    """
     layers = list(layers) or [subject.layer]
     parts = list(_parts(subject, windows, layers))
-    if not sum(len(part.rows[subject.layer]) for part in parts):
-        raise TooFewSequencesError("no valid token to examine: expected text of a few thousand tokens")
     return Reading(
         rows={layer: Rows.join(part.rows[layer] for part in parts) for layer in layers},
         first=torch.cat([part.first for part in parts]),
