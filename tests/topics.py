@@ -52,4 +52,11 @@ def save_all(folder: Path, model: PreTrainedModel, tokenizer: Any, sae: SparseAu
         "--lengths": SMALL.lengths[0], "--sample": SMALL.sample,
     }  # fmt: skip
     named = [f"{name}={folder / name}.jsonl" for name in retain]
-    return ["fit", *(str(part) for option in options.items() for part in option), "--no-chat", "--force", "--retain", *named]
+    return [
+        "fit",
+        *(str(part) for option in options.items() for part in option),
+        "--no-chat",
+        "--force",
+        "--retain",
+        *named,
+    ]
