@@ -139,6 +139,17 @@ class TestDiagnosis:
         with pytest.raises(errors.LayerError):
             examine(layer=7)
 
+    @pytest.mark.parametrize(
+        ("hook", "hook_out"), [("mlp_out", "mlp_out"), ("resid_pre", "resid_pre"), ("mlp_in", "mlp_out")]
+    )
+    @pytest.mark.parametrize("activation", ["relu", "topk"])
+    def test_other_hook_points_and_activations_are_examined_too(self, examine, activation, hook, hook_out):
+        sae = replace(make_sae(activation), metadata={"hook": hook, "hook_out": hook_out})
+        found = examine(sae, thorough=True)
+        assert found.figures.loss_recovered is None
+        assert (found.figures.features.alignment is None) == (hook != hook_out)
+        assert len(found.figures.precision) == 1
+
     def test_no_text(self, llama, tokenizer, sae):
         with pytest.raises(errors.TooFewSequencesError, match="found 1, expected at least 64"):
             diagnose(Subject(llama, tokenizer, sae, LAYER), [Corpus.of("blank", "retain", ["a"])])

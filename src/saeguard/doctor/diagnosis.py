@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from saeguard.compatibility import check_fits
@@ -58,6 +58,8 @@ def diagnose(subject: Subject, corpora: Sequence[Corpus], *, tokens: int = TOKEN
         check_fits(subject.model, subject.sae, subject.layer)
     except SAEMismatchError as error:
         return _diagnosis([Finding.of(error)], None)
+    device = next(subject.model.parameters()).device
+    subject = replace(subject, sae=subject.sae.to(device))
     figures = _figures(subject, sample_windows(subject.tokenizer, corpora, tokens), thorough)
     return _diagnosis([*declared_findings(subject), *findings_of(figures)], figures)
 
