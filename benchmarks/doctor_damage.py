@@ -20,8 +20,8 @@ from saeguard.doctor.reading import Subject
 from saeguard.embedded import LAYER, embedded_model, embedded_sae, starter_set
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder
 
-LAYERS = (0, 2, 4, 5, 7, 8, 9, 12, 20, 29)
-FACTORS = (0.05, 0.241, 0.5, 0.7, 1.5, 4.0, 20.0)
+LAYERS = (2, 5, 7, 9, 20)
+FACTORS = (0.241, 0.5, 1.5, 4.0)
 
 
 def damaged(sae: SparseAutoencoder) -> Iterator[tuple[str, SparseAutoencoder, int]]:

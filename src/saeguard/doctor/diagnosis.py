@@ -91,7 +91,8 @@ def _figures(subject: Subject, windows: dict[str, list[Window]], thorough: bool)
     rebuilt = {name: rebuild(sae, rows) for name, rows in texts.items()}
     rows = Rows.join(texts.values())
     bound = ordinary_bound(rows)
-    some = [window for its in windows.values() for window in its[::PART]]
+    part = PART if len(rows) >= PART * LEAST_TOKENS else 1
+    some = [window for its in windows.values() for window in its[::part]]
     layers = range(len(decoder_layers(subject.model)))
     chat = read(subject, in_chat(subject.tokenizer, some)) if subject.tokenizer.chat_template else None
     return Figures(
