@@ -131,6 +131,28 @@ class TestGuardrail:
         assert (found.evidence["topk"] is not None) == agreement
 
 
+class TestHookPoint:
+    PLACES = (("resid_post", "resid_post"), ("mlp_out", "mlp_out"), ("attn_z", "attn_z"), ("mlp_in", "mlp_out"))
+
+    @pytest.mark.parametrize(("hook", "hook_out"), PLACES)
+    def test_what_is_served_is_what_was_calibrated(self, run, fitted, llama, tokenizer, hook, hook_out):
+        sae = make_sae("jumprelu")
+        sae = replace(sae, W_enc=4 * sae.W_enc, metadata={"hook": hook, "hook_out": hook_out, "layer": LAYER})
+        found = run(sae=sae)
+        assert (found.layer, found.hook, found.hook_out) == (LAYER, hook, hook_out)
+        assert found.evidence["median_residual_norm"] == fitted.evidence["median_residual_norm"]
+        forget, _ = corpora()
+        tested = [d for d in Corpus.of("forget", "forget", forget).documents() if d.split == "test"]
+        windows = [window for d in tested for window in Windower(tokenizer, SMALL.lengths).cut(d)]
+        with found.attach(llama, tokenizer) as guard:
+            caught = sum(guard.judge(torch.tensor([window.ids]))[0].triggered for window in windows)
+        assert caught == found.evidence["gates"][found.evidence["chosen"]]["caught"]["hits"]
+
+    def test_a_place_the_model_lacks_and_another_width_are_refused(self, run, sae):
+        with pytest.raises(errors.SAEMismatchError, match="width of the SAE at mlp_out: found 16, expected 32"):
+            run(sae=replace(make_sae("relu", d_model=16), metadata={"hook": "mlp_out"}))
+
+
 class TestRetainScore:
     def test_worst_case_is_the_highest_of_the_corpora_and_pooled_lies_between(self, run):
         wide = replace(SMALL, n=20, p_ratio=0.0)
