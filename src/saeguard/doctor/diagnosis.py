@@ -18,7 +18,7 @@ from saeguard.doctor.measure import features, norms, ordinary_bound, rebuild, re
 from saeguard.doctor.precision import precisions
 from saeguard.doctor.reading import Rows, Subject, in_chat, read, sample_windows
 from saeguard.errors import SAEMismatchError, TooFewSequencesError
-from saeguard.model import decoder_layers
+from saeguard.model import decoder_layers, input_device
 from saeguard.sae.quality import measure
 from saeguard.windows import Window
 
@@ -58,8 +58,7 @@ def diagnose(subject: Subject, corpora: Sequence[Corpus], *, tokens: int = TOKEN
         check_fits(subject.model, subject.sae, subject.layer)
     except SAEMismatchError as error:
         return _diagnosis([Finding.of(error)], None)
-    device = next(subject.model.parameters()).device
-    subject = replace(subject, sae=subject.sae.to(device))
+    subject = replace(subject, sae=subject.sae.to(input_device(subject.model)))
     figures = _figures(subject, sample_windows(subject.tokenizer, corpora, tokens), thorough)
     return _diagnosis([*declared_findings(subject), *findings_of(figures)], figures)
 

@@ -30,7 +30,8 @@ def precisions(
     dtypes = {parameter.dtype for parameter in model.parameters()}
     devices = {parameter.device for parameter in model.parameters()}
     size = sum(parameter.numel() for parameter in model.parameters())
-    if len(dtypes) > 1 or len(devices) > 1 or not dtypes <= set(_dtypes("cuda")) or size > COPIED_PARAMETERS:
+    one = len(dtypes) == len(devices) == 1 and not any(device.type == "meta" for device in devices)
+    if not one or not dtypes <= set(_dtypes("cuda")) or size > COPIED_PARAMETERS:
         return ()
     own, ids = dtypes.pop(), selected_features(texts)
     before = _activations(subject, windows)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saeguard.activations import check_finite
 from saeguard.corpus import Corpus
 from saeguard.hookpoints import HookPoint
-from saeguard.model import capture
+from saeguard.model import capture, input_device
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.tokens import special_token_ids, token_masks
 from saeguard.windows import Window, Windower, batches, chat_ids, pad
@@ -105,16 +105,16 @@ def read(subject: Subject, windows: Sequence[Window], layers: Sequence[int] = ()
 
 def _parts(subject: Subject, windows: Sequence[Window], layers: Sequence[int]) -> Iterator[Reading]:
     sae = subject.sae
-    device = next(subject.model.parameters()).device
-    special = torch.tensor(special_token_ids(subject.tokenizer), device=device)
+    device, special = input_device(subject.model), torch.tensor(special_token_ids(subject.tokenizer))
     points = {layer: (HookPoint(layer, sae.hook), HookPoint(layer, sae.hook_out)) for layer in layers}
     here = HookPoint(subject.layer, sae.hook_out)
     for batch in batches(windows, tokens=BATCH_TOKENS):
-        ids, mask = (tensor.to(device) for tensor in pad(batch, pad_id=subject.tokenizer.pad_token_id or 0))
-        values = capture(subject.model, [*{point for both in points.values() for point in both}], ids, mask)
+        ids, mask = pad(batch, pad_id=subject.tokenizer.pad_token_id or 0)
+        wanted = [*{point for both in points.values() for point in both}]
+        values = capture(subject.model, wanted, ids.to(device), mask.to(device))
         masks = token_masks(ids, mask.bool(), special)
-        check_finite(values[here][masks.attended], here)
-        norms = values[here].float().norm(dim=-1)
+        norms = values[here].float().norm(dim=-1).cpu()
+        check_finite(norms[masks.attended], here)
         yield Reading(
             rows={layer: _rows(values, both, masks.valid, sae) for layer, both in points.items()},
             first=norms[masks.first],
