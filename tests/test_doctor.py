@@ -24,6 +24,7 @@ from saeguard.doctor.finding import Finding, verdict_of
 from saeguard.doctor.measure import rebuild, reconstruction
 from saeguard.doctor.precision import overlap, precisions, selected_features
 from saeguard.doctor.reading import Rows, Subject, read, sample_windows
+from saeguard.report.view import facts
 from saeguard.sae.autoencoder import JumpReLU, ReLU, SparseAutoencoder, TopK
 from saeguard.sae.formats.saelens import save_saelens
 from saeguard.sae.train import train
@@ -355,6 +356,8 @@ class TestFit:
         doctor = type(guardrail).from_pretrained(tmp_path / "guard").evidence["doctor"]
         assert (doctor["verdict"], doctor["forced"]) == ("does not fit", True)
         assert doctor["findings"][0]["level"] == "mismatch"
+        said = dict(facts(guardrail, guardrail.rule))["SAE fits?"]
+        assert said.startswith("does not fit (forced): encoder and decoder")
 
     def test_force_cannot_run_an_sae_of_another_width(self, llama, tokenizer, texts):
         with pytest.raises(errors.SAEMismatchError, match="found 48, expected 32"):
