@@ -125,7 +125,7 @@ class TestDiagnosis:
     @pytest.mark.parametrize("layer", [LAYER - 1, LAYER + 1])
     def test_a_layer_that_the_file_does_not_tell(self, examine, layer):
         found = examine(layer=layer)
-        assert (found.verdict, found.mismatch.what) == ("does not fit", "layer")
+        assert (found.verdict, found.mismatch.what) == ("does not fit", "layer that explains most")
         assert found.figures.corrections.layer.value == LAYER
 
     def test_a_layer_that_the_file_tells(self, examine, sae):

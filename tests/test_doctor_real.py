@@ -65,7 +65,7 @@ def test_intact_it_fits_each_domain_alone(loaded, texts, domain):
 @pytest.mark.parametrize("layer", [5, 7, 20])
 def test_a_wrong_layer(examine, sae, layer):
     found = examine(sae, layer)
-    assert (found.verdict, found.mismatch.what) == ("does not fit", "layer")
+    assert (found.verdict, found.mismatch.what) == ("does not fit", "layer that explains most")
     assert found.figures.corrections.layer.value == LAYER
 
 

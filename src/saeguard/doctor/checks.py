@@ -105,10 +105,10 @@ def _b_dec(best: Trial, tried: Corrections) -> Finding:
 
 def _layer(best: Trial, tried: Corrections) -> Finding:
     return Finding(
-        "mismatch", "layer",
-        f"{tried.as_is.explained_variance:.2f} of the variance explained at this layer, "
-        f"{best.explained_variance:.2f} at layer {best.value:g}",
-        "the layer it was trained on explains most",
+        "mismatch", "layer that explains most",
+        f"layer {best.value:g} with {best.explained_variance:.2f} of the variance, against "
+        f"{tried.as_is.explained_variance:.2f} here",
+        "this layer",
         f"Use layer {best.value:g}, and check that layers are counted from 0 and the hook point is the SAE's.",
     )  # fmt: skip
 
