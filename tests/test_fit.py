@@ -32,7 +32,7 @@ from saeguard.selection import SelectionRule
 from saeguard.windows import Windower
 from topics import LAYER, SMALL, corpora, passages, save_all
 
-PAPER = replace(PRESETS["paper"], n=5, p_ratio=50.0, lengths=(24,))
+PAPER = replace(PRESETS["paper"], n=5, p_ratio=50.0, lengths=(24,), force=True)
 FILES = ("guardrail.json", "guardrail.safetensors")
 MEGABYTE = 1024 * 1024
 
@@ -345,7 +345,7 @@ class TestBadInput:
 
     def test_an_sae_of_another_layer(self, run, sae):
         with pytest.raises(errors.SAEMismatchError, match="found 2, expected 1"):
-            run(sae=replace(sae, metadata={"layer": 1}))
+            run(replace(SMALL, force=False), sae=replace(sae, metadata={"layer": 1}))
 
     @pytest.mark.parametrize("bad", [None, 3, ["a"], {"text": "a"}])
     def test_rows_that_are_no_text(self, run, bad, tmp_path):

@@ -29,8 +29,10 @@ from typing import Any, Self
 
 
 class GuardrailError(Exception):
-    """Base of all errors; `found` and `expected` are set where they make sense."""
+    """Base of all errors; `what`, `found`, `expected` and `fix` are set by `mismatch`."""
 
+    what: str = ""
+    fix: str = ""
     found: Any = None
     expected: Any = None
 
@@ -38,7 +40,7 @@ class GuardrailError(Exception):
     def mismatch(cls, what: str, *, found: Any, expected: Any, fix: str) -> Self:
         """An error that says what was found, what was expected and how to fix it."""
         error = cls(f"{what}: found {found}, expected {expected}. {fix}")
-        error.found, error.expected = found, expected
+        error.what, error.found, error.expected, error.fix = what, found, expected, fix
         return error
 
 

@@ -217,6 +217,8 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if rule.encoder.k is not None or rule.evidence.get("topk"):
         rows.append(("TopK", _describe_topk(rule)))
+    if doctor := rule.evidence.get("doctor"):
+        rows.append(("SAE fits?", describe_doctor(doctor)))
     if windows := rule.evidence.get("windows"):
         rows.append(("Text", ", ".join(f"{number(windows[split])} windows to {use}" for split, use in _USES.items())))
     versions = ", ".join(f"{name} {version}" for name, version in guardrail.versions.items())
@@ -224,6 +226,14 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
 
 
 _USES = {"fit": "fit on", "calibration": "calibrate on", "test": "test on"}
+
+
+def describe_doctor(doctor: Mapping[str, Any]) -> str:
+    """The verdict, and what speaks against the SAE."""
+    against = [finding for finding in doctor["findings"] if finding["level"] != "note"]
+    said = "; ".join(f"{finding['what']}: {finding['found']}" for finding in against)
+    verdict = doctor["verdict"] + (" (forced)" if doctor["forced"] else "")
+    return visible(f"{verdict}: {said}" if said else verdict)
 
 
 def describe_gate(gate: Gate) -> str:
