@@ -102,7 +102,13 @@ def _guardrail(chosen: str = "evidence", name: str = "astronomy", method: dict[s
         "tokenizer": "t",
         "versions": {"saeguard": "0.1.0"},
     }
-    return Guardrail(**head, model={"name": HOSTILE, "config": config, "weights": "def"}, sae=sae, rules=(rule,))
+    return Guardrail(
+        **head,
+        model={"name": HOSTILE, "config": config, "weights": "def"},
+        sae=sae,
+        rules=(rule,),
+        versions={"saeguard": "0.1.0"},
+    )
 
 
 def _results() -> dict[str, Any]:
