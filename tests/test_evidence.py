@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import make_sae
 from saeguard import fit
-from saeguard.fitting import DRIFTS
+from saeguard.gates import DRIFTS
 from saeguard.gate import Cusum, Density, Gate
 from saeguard.sample import delay, statistics
 from topics import LAYER, SMALL, corpora

@@ -27,7 +27,7 @@ from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.selection import SelectedFeature
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEAD = ("layer", "model", "tokenizer", "sae", "versions")
 JSON_FILE, TENSOR_FILE, CARD_FILE = "guardrail.json", "guardrail.safetensors", "README.md"
 

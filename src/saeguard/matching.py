@@ -1,7 +1,7 @@
 """Features by their explanations: which of them speak of something, best first.
 
-    by words      the cosine of TF-IDF vectors (scikit-learn). A word is matched whole, whatever its case; a plural `s` is
-                  left off, and English words of no topic are passed over
+    by words      the cosine of TF-IDF vectors (scikit-learn). A word is matched whole, whatever its case; a plural `s`
+                  is left off, and English words of no topic are passed over
     by meaning    the cosine of sentence embeddings; sentence-transformers is the extra `semantic`
 
 A match says that somebody described a feature so. Whether the feature acts so is measured afterwards, by `fit`.
@@ -88,7 +88,9 @@ def _encoder(model: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ExplanationError("searching by meaning needs sentence-transformers: pip install 'saeguard[semantic]'") from error
+        raise ExplanationError(
+            "searching by meaning needs sentence-transformers: pip install 'saeguard[semantic]'"
+        ) from error
     try:
         return SentenceTransformer(model)
     except (OSError, ValueError, KeyError) as error:
