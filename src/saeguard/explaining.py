@@ -13,10 +13,11 @@ same text is still calibrated and tested on documents that chose nothing.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saeguard.activations import residual_batches
-from saeguard.corpus import Corpus, CorpusSummary, Document
-from saeguard.errors import CorpusError
+from saeguard.corpus import Corpus, Document
+from saeguard.errors import CorpusError, ExplanationError
 from saeguard.model import model_fingerprint, text_config
 from saeguard.passages import CONTEXT, PASSAGES, passage
 from saeguard.peaks import NO_TOKEN, Peaks
@@ -55,7 +56,9 @@ def read_peaks(
     return peaks
 
 
-def explanation_rows(task: Pass, peaks: Peaks, corpora: Sequence[str]) -> Iterator[dict[str, Any]]:
+def explanation_rows(
+    task: Pass, peaks: Peaks, corpora: Sequence[str], *, contexts: int = PASSAGES
+) -> Iterator[dict[str, Any]]:
     """A row of the explanations file for every feature that was active at all; `corpora` are the names read."""
     names, count = sorted(corpora), int(peaks.tokens.sum())
     belongs = {
@@ -72,14 +75,21 @@ def explanation_rows(task: Pass, peaks: Peaks, corpora: Sequence[str]) -> Iterat
         yield {
             "feature": feature, "description": ", ".join(words), "by": BY_WORDS,
             "firing_rate": float(f"{int(peaks.fired[feature]) / count:.3g}"),
-            "contexts": [p for p, _ in found[:PASSAGES]], **belongs,
+            "contexts": [p for p, _ in found[:contexts]], **belongs,
         }  # fmt: skip
 
 
-def corpora_of(files: Mapping[str, str]) -> tuple[dict[str, Corpus], dict[str, CorpusSummary]]:
-    """The named texts and their summaries. Raises `CorpusError`."""
-    corpora = {name: Corpus.of(name, "retain", file) for name, file in files.items()}
-    return corpora, {name: corpus.summary() for name, corpus in corpora.items()}
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write an explanations file, `.jsonl` or `.jsonl.gz`, whole or not at all. Raises `ExplanationError`."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ExplanationError(f"cannot write {path}: {error}") from error
 
 
 def _read(task: Pass, peaks: Peaks, corpus: int, documents: Sequence[Document]) -> Peaks:
