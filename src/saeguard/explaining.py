@@ -18,6 +18,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import log
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
         temporary.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise ExplanationError(f"cannot write {path}: {error}") from error
 
 
@@ -143,7 +145,8 @@ def _save(path: Path, peaks: Peaks, done: int) -> None:
         save_file(dict(vars(peaks)), temporary, metadata={"done": json.dumps(done)})
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise CorpusError(
             f"cannot write {path}: {error}. What was read before is kept: free some space and run again."
         ) from error
