@@ -9,15 +9,17 @@ from statistics import median
 
 import pytest
 import torch
+from huggingface_hub import constants
 from rich.console import Console
 
+from chat_server import serving
 from conftest import D_SAE, make_sae
 from saeguard import Guardrail, errors, fit
 from saeguard.card import model_card
 from saeguard.choices import GivenFeatures
 from saeguard.cli.main import main
 from saeguard.config import PRESETS
-from saeguard.explanations import Explanation, Explanations
+from saeguard.explanations import Explanation, Explanations, read_explanations
 from saeguard.gate import Cusum, Evidence, Mean
 from saeguard.gates import rarity
 from saeguard.matching import by_words, given
@@ -280,3 +282,41 @@ class TestCommand:
         other.write_text("".join(json.dumps(row | {"sae": "0" * 16}) + "\n" for row in rows), "utf-8")
         status, _, err = saeguard("--explanations", other, "--about", "zorb", "--yes")
         assert (status, "ExplanationError: fingerprint" in err) == (1, True)
+
+    def test_explain_asks_a_language_model_about_some(self, folder, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("THE_KEY", "secret")
+        home, out = folder[0], tmp_path / "described.jsonl.gz"
+        model = ["--model", home / "model", "--sae", home / "sae", "--dtype", "float32", "--device", "cpu"]
+        with serving() as server:
+            asking = ["--describe-with", server.url, "--describe-model", "a-model", "--api-key-env", "THE_KEY"]
+            command = [
+                "explain",
+                *model,
+                "--text",
+                f"kitchen={home / 'kitchen.jsonl'}",
+                "--out",
+                out,
+                *asking,
+                "--json",
+            ]
+            assert main([str(word) for word in [*command, "--limit", 3]]) == 0
+            assert json.loads(capsys.readouterr().out)["described"] == 3
+            assert main([str(word) for word in [*command, "--limit", 5]]) == 0
+        assert len(server.asked) == 5
+        assert set(server.keys) == {"Bearer secret"}
+        rows = read_explanations(out).rows
+        assert sum(row.by == "a-model" for row in rows) <= 5
+        assert {row.by for row in rows} == {"a-model", "words"}
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--describe-with", "http://x/v1"], "belong together"),
+            (["--api-key-env", "NOT_SET_ANYWHERE"], "is not set"),
+            (["--peaks", "0"], "at least 1"),
+        ],
+    )
+    def test_wrong_use_of_explain(self, tmp_path, capsys, words, message):
+        assert main(["explain", "--text", "a=a.txt", "--out", str(tmp_path / "x.jsonl"), *words]) == 2
+        assert message in capsys.readouterr().err
