@@ -100,7 +100,6 @@ def _guardrail(chosen: str = "evidence", name: str = "astronomy", method: dict[s
         "hook": "resid_post",
         "hook_out": "resid_post",
         "tokenizer": "t",
-        "versions": {"saeguard": "0.1.0"},
     }
     return Guardrail(
         **head,

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from saeguard.choices import Action, ClampKind, GateChoice, Moment, TopKMode
+from saeguard.choices import Action, ClampKind, GateChoice, GivenFeatures, Moment, TopKMode
 from saeguard.options import option
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class FitConfig:
     as_authors: bool = option(False, "round and count exactly as the authors' code does")
     force: bool = option(False, "fit although the SAE does not fit (see doctor); the guardrail records it")
     seed: int = option(0, "seed of everything random")
+    given: GivenFeatures | None = None
+    """Features to use in place of selection."""
 
     @property
     def selection(self) -> SelectionRule:

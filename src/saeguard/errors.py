@@ -10,7 +10,9 @@
     │   └── NonFiniteError              NaN or infinite activations
     ├── SAEError                        an SAE that cannot be read
     │   └── SAEMismatchError            an SAE that does not belong to this model and layer
-    ├── SelectionError                  too few features survive
+    ├── SelectionError                  too few features survive, or ids that the SAE does not have
+    ├── ExplanationError                explanations that cannot be read or do not belong to the SAE
+    ├── EndpointError                   a language model that was asked for descriptions and gave none
     ├── AttachError                     a guardrail that cannot act as calibrated: it refuses to run
     ├── ArtifactError                   a guardrail folder that cannot be used
     │   ├── ArtifactDamagedError        missing, truncated or altered files
@@ -81,7 +83,15 @@ class SAEMismatchError(SAEError):
 
 
 class SelectionError(GuardrailError):
-    """Fewer features survive selection than were asked for."""
+    """Fewer features survive selection than were asked for, or the ids given cannot be used."""
+
+
+class ExplanationError(GuardrailError):
+    """Explanations of features that cannot be read, or that are of another SAE."""
+
+
+class EndpointError(GuardrailError):
+    """A language model endpoint that gives no answer, or none that can be used."""
 
 
 class AttachError(GuardrailError):

@@ -68,6 +68,13 @@ def named_files(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def feature_ids(text: str) -> tuple[int, ...]:
+    """Feature ids with commas between them. Raises `UsageError`."""
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise UsageError(f"--features {text}: expected ids with commas between them, for example 12,34,56")
+    return tuple(int(part) for part in text.split(","))
+
+
 def emit(value: Any) -> None:
     """Print one JSON object on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

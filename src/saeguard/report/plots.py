@@ -108,11 +108,11 @@ _DASHES = {"density": (1, 1.5), "evidence": (4, 2), "probe": (6, 1.5, 1, 1.5)}
 
 def intervals(gate: GateRow, alpha: float | None) -> str:
     """The share of held-out windows that triggers, per corpus, with 95 % Wilson intervals."""
-    shares = [gate.caught, *gate.false_positives]
+    shares = [*([gate.caught] if gate.caught.n else []), *gate.false_positives]
     with rc_context(STYLE):
         figure, axes = _figure(0.6 + 0.27 * len(shares))
         for row, share in enumerate(shares):
-            colour = TOPIC if row == 0 else RETAIN
+            colour = TOPIC if share is gate.caught else RETAIN
             axes.plot(
                 [share.low, share.high], [row, row], color=colour, linewidth=4, alpha=0.35, solid_capstyle="round"
             )

@@ -20,7 +20,7 @@ from saeguard.selection import SelectedFeature
 
 SCORERS = {
     "density": "density: the share of tokens at which a selected feature is active",
-    "evidence": "evidence: learned weights over the selected features",
+    "evidence": "evidence: weights over the selected features",
     "probe": "probe: a linear probe on the residual stream",
 }
 ACTIONS = {
@@ -28,6 +28,9 @@ ACTIONS = {
     "refuse": "refuse: the model answers with a refusal",
     "monitor": "monitor: the trigger is only recorded, nothing is changed",
 }
+
+
+UNMEASURED = "not measured: no forget text"
 
 
 def visible(text: str) -> str:
@@ -61,8 +64,10 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, name: str, entry: Mapping[str, Any]) -> Self:
-        """From a rate as the artifact stores it (`Rate.as_dict`)."""
+    def of(cls, name: str, entry: Mapping[str, Any] | None) -> Self:
+        """From a rate as the artifact stores it (`Rate.as_dict`); None is a rate of nothing."""
+        if entry is None:
+            return cls(visible(name), 0, 0, 0.0, 0.0, 1.0)
         low, high = entry["interval"]
         return cls(visible(name), entry["hits"], entry["n"], entry["rate"], low, high)
 
@@ -133,9 +138,15 @@ class FeatureRow:
     passages: tuple[Passage, ...]
 
     @property
-    def forget_rate(self) -> float:
-        """Firing rate on the topic."""
-        return self.feature.firing_rates.get(FORGET, 0.0)
+    def forget_rate(self) -> str:
+        """Firing rate on the topic; "-" without forget text."""
+        rate = self.feature.firing_rates.get(FORGET)
+        return "-" if rate is None else percent(rate)
+
+    @property
+    def explanation(self) -> str:
+        """What it was found by; empty where it was not found by an explanation."""
+        return visible(self.feature.explanation or "")
 
     @property
     def worst_retain(self) -> tuple[str, float]:
@@ -210,6 +221,7 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
         ("Layer", f"{guardrail.layer}, counted from 0: {DESCRIPTIONS[guardrail.hook]}"),
         ("SAE", f"{visible(str(sae.get('source', '?')))} ({encoder})"),
         ("Features", f"{len(rule.features)} selected, {clamped} of them clamped"),
+        *_origin(rule),
         ("Gate", describe_gate(rule.gate)),
         ("Threshold", f"{number(rule.threshold)}{describe_method(rule)}"),
         ("Action", ACTIONS[rule.action]),
@@ -223,6 +235,17 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
         rows.append(("Text", ", ".join(f"{number(windows[split])} windows to {use}" for split, use in _USES.items())))
     versions = ", ".join(f"{name} {version}" for name, version in guardrail.versions.items())
     return [*rows, ("Made with", visible(versions) or "-")]
+
+
+def _origin(rule: Rule) -> list[tuple[str, str]]:
+    """How the features were found, where they were given."""
+    found = rule.evidence.get("given")
+    if not found:
+        return []
+    if "about" not in found:
+        return [("Chosen by", "hand: their ids were given")]
+    file = f"{found['file']} (SHA-256 {found['sha256'][:16]})"
+    return [("Chosen by", visible(f"their explanations in {file}, about “{found['about']}”, by {found['method']}"))]
 
 
 _USES = {"fit": "fit on", "calibration": "calibrate on", "test": "test on"}
