@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from saeguard.choices import Role
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 HELP = "judge guardrails and other checkpoints: what is forgotten, and what else breaks"
 EXAMPLE = "saeguard eval --guardrail guardrails/astronomy --tasks mcq near open perplexity --page eval.html"
+JUDGE_KEY = "SAEGUARD_JUDGE_KEY"
 ROLES: dict[Role, str] = {"topic": "on the topic", "near": "on neighbouring topics", "far": "on anything else"}
 
 
@@ -126,7 +128,7 @@ def _sources(args: argparse.Namespace, subjects: list[Subject]) -> Sources:
     if len(set(names)) < len(names):
         raise UsageError("two sets of questions have one name: each needs its own")
     guardrails = [subject.guardrail for subject in subjects if subject.guardrail]
-    return Sources(tuple(questions), tuple(texts), held_out(guardrails, texts))
+    return Sources(tuple(questions), tuple(texts), held_out(guardrails, texts), os.environ.get(JUDGE_KEY))
 
 
 def _show_list(args: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ def add_fields(parser: argparse.ArgumentParser, config: type, skip: Sequence[str
     hints = get_type_hints(config)
     for field in dataclasses.fields(config):
         if "help" in field.metadata and field.name not in skip:
-            shown = "" if field.default is None else f" (default: {_shown(field.default)})"
+            shown = "" if field.default in (None, ()) else f" (default: {_shown(field.default)})"
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}", dest=field.name, default=argparse.SUPPRESS,
                 help=field.metadata["help"] + shown, **_kind(hints[field.name]),

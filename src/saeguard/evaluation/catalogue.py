@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from saeguard.corpus import Corpus
 from saeguard.embedded import StarterSet, starter_set
 from saeguard.errors import UsageError
 from saeguard.evaluation.config import EvalConfig
+from saeguard.evaluation.judge import Judge
+from saeguard.evaluation.result import read_result, scores_of
 from saeguard.evaluation.sources import QuestionSet, TextSet, benchmark
 from saeguard.evaluation.task import Task
+from saeguard.evaluation.tasks.lm_eval import LMEval
+from saeguard.evaluation.tasks.mtbench import MTBench
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice
+from saeguard.evaluation.tasks.muse import Muse
 from saeguard.evaluation.tasks.open import OpenAnswers
 from saeguard.evaluation.tasks.perplexity import Perplexity
+from saeguard.evaluation.tasks.tofu import Tofu
 from saeguard.guardrail import Guardrail
 
 
@@ -24,6 +31,7 @@ class Sources:
     questions: tuple[QuestionSet, ...] = ()
     texts: tuple[TextSet, ...] = ()
     held_out: frozenset[str] = frozenset()
+    judge_key: str | None = None
 
 
 def named_benchmark(name: str, data: str | None) -> tuple[tuple[QuestionSet, ...], tuple[TextSet, ...]]:
@@ -79,6 +87,35 @@ def _questions(sources: Sources, task: str, roles: Sequence[str]) -> tuple[Quest
     return found
 
 
+def _muse(sources: Sources, config: EvalConfig) -> Task:
+    return Muse(Path(_needed(config.muse, "muse", "--muse DIR")), config.retrained_auc)
+
+
+def _tofu(sources: Sources, config: EvalConfig) -> Task:
+    folder = Path(_needed(config.tofu, "tofu", "--tofu DIR"))
+    ratios = scores_of(read_result(config.never_taught), "tofu", "forget", "truth_ratio") if config.never_taught else ()
+    return Tofu(folder, tuple(ratios))
+
+
+def _mtbench(sources: Sources, config: EvalConfig) -> Task:
+    path = Path(_needed(config.mt_bench, "mtbench", "--mt-bench FILE"))
+    judge = None if config.judge is None else Judge(config.judge, config.judge_model, sources.judge_key)
+    return MTBench(path, judge, config.runs)
+
+
+def _lm_eval(sources: Sources, config: EvalConfig) -> Task:
+    if not config.lm_eval_tasks:
+        raise UsageError("the task lm-eval needs --lm-eval-tasks NAME …")
+    return LMEval(config.lm_eval_tasks, config.lm_eval_include, config.limit)
+
+
+def _needed(value: str | None, task: str, option: str) -> str:
+    if value is None:
+        raise UsageError(f"the task {task} needs {option}")
+    return value
+
+
 _MAKERS: Mapping[str, Callable[[Sources, EvalConfig], Task]] = {
-    "mcq": _mcq, "near": _near, "open": _open, "perplexity": _perplexity,
+    "mcq": _mcq, "near": _near, "open": _open, "perplexity": _perplexity, "muse": _muse, "tofu": _tofu,
+    "mtbench": _mtbench, "lm-eval": _lm_eval,
 }  # fmt: skip

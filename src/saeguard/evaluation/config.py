@@ -8,7 +8,7 @@ from typing import Literal
 from saeguard.options import option
 
 BENCHMARKS = ("starter", "wmdp-bio", "wmdp-cyber", "wmdp-chem")
-TASKS = ("mcq", "near", "open", "perplexity")
+TASKS = ("mcq", "near", "open", "perplexity", "muse", "tofu", "mtbench", "lm-eval")
 DEFAULT_TASKS = ("mcq", "near", "open", "perplexity")
 
 
@@ -26,5 +26,17 @@ class EvalConfig:
     )
     max_new_tokens: int = option(32, "open: length of an answer")
     max_tokens: int = option(256, "perplexity: tokens of a text that count")
+    muse: str | None = option(None, "muse: folder laid out as the data set on the hub")
+    retrained_auc: float | None = option(None, "muse: AUC of a model that never saw the forget set (else 0.5)")
+    tofu: str | None = option(None, "tofu: folder with the four *_perturbed.jsonl files")
+    never_taught: str | None = option(
+        None, "tofu: result of a model that was never taught the forget set, for forget quality"
+    )
+    mt_bench: str | None = option(None, "mtbench: file with the questions")
+    runs: int = option(1, "mtbench: how often each question is answered")
+    judge: str | None = option(None, "mtbench: address of an OpenAI-compatible endpoint, ending in /v1")
+    judge_model: str = option("judge", "mtbench: the judge's name at the endpoint")
+    lm_eval_tasks: tuple[str, ...] = option((), "lm-eval: names of the harness's tasks")
+    lm_eval_include: str | None = option(None, "lm-eval: folder with tasks of your own")
     keep_text: bool = option(False, "keep prompts and answers in the result, for examples in the report")
     seed: int = option(0, "seed of everything random")

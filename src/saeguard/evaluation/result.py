@@ -77,6 +77,19 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return dict(found)
 
 
+def scores_of(result: Mapping[str, Any], task: str, domain: str, score: str) -> list[float]:
+    """One score of the first subject's records. Raises `EvaluationError` where there is none."""
+    first = result["subjects"][0]["name"]
+    found = [
+        record["scores"][score]
+        for record in result["records"]
+        if (record["task"], record["domain"], record["subject"]) == (task, domain, first) and score in record["scores"]
+    ]
+    if not found:
+        raise EvaluationError(f"the result has no {score} of {task} on {domain} for its first subject, {first}")
+    return found
+
+
 def _task(run: TaskRun) -> dict[str, Any]:
     counts = {role: sum(item.role == role for item in run.items) for role in ROLES}
     return {

@@ -10,7 +10,7 @@ that what makes an item hard cancels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,3 +149,21 @@ def roc_points(positive: Columns, negative: Columns) -> list[list[float]]:
 def _auroc(positive: Columns, negative: Columns) -> float:
     ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)]
     return float((ranks.sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
+
+
+def bootstrap_estimate(
+    groups: Sequence[Columns], statistic: Callable[[Sequence[Columns]], float], seed: int
+) -> Estimate:
+    """A statistic of several groups of items; its interval by resampling the items of each group."""
+    generator = np.random.default_rng(seed)
+    draws = np.array([
+        statistic([rows[generator.integers(0, len(rows), len(rows))] for rows in groups])
+        for _ in range(CURVE_RESAMPLES)
+    ])  # fmt: skip
+    return Estimate(statistic(groups), *_interval(draws), sum(map(len, groups)))
+
+
+def relative(found: Estimate, base: float) -> Estimate:
+    """In percent above or below a base."""
+    value, low, high = (100 * (part - base) / base for part in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.n)
