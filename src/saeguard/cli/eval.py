@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "with .work); a killed run resumes there")  # fmt: skip
     parser.add_argument("--out", default="eval.json", metavar="FILE", help="the result (default: eval.json)")
     parser.add_argument("--page", metavar="FILE", help="also write the report as one HTML page")
-    parser.add_argument("--markdown", metavar="FILE", help="also write the report as Markdown")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the report as Markdown (FILE.md)")
     parser.add_argument("--render", metavar="FILE", help="draw the report of this result again, without running")
     add_common(parser)
     add_fields(parser, EvalConfig, skip=("seed",))
@@ -140,5 +140,15 @@ def _show_list(args: argparse.Namespace) -> None:
 
 
 def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    from saeguard.report.evaluation_page import write_report
+    from saeguard.report.evaluation_terminal import print_evaluation
+
+    for path in filter(None, (args.page, args.markdown)):
+        write_report(result, path)
+        console(quiet=args.json).print(f"Wrote {path}")
     if args.json:
         emit({key: value for key, value in result.items() if key != "records"})
+        return
+    print_evaluation(result, console())
+    if not args.render:
+        console().print(f"\nResult: {args.out}. Draw it again: saeguard eval --render {args.out} --page page.html")
