@@ -14,7 +14,19 @@ from collections.abc import Sequence
 
 from saeguard.errors import GuardrailError, UsageError
 
-COMMANDS = ("quickstart", "fit", "inspect", "generate", "chat", "eval", "merge", "train-sae", "bench")
+COMMANDS = (
+    "quickstart",
+    "fit",
+    "inspect",
+    "generate",
+    "chat",
+    "eval",
+    "sweep",
+    "sequence",
+    "merge",
+    "train-sae",
+    "bench",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from saeguard.choices import GateChoice
 from saeguard.options import option
 
 BENCHMARKS = ("starter", "wmdp-bio", "wmdp-cyber", "wmdp-chem")
@@ -40,3 +41,17 @@ class EvalConfig:
     lm_eval_include: str | None = option(None, "lm-eval: folder with tasks of your own")
     keep_text: bool = option(False, "keep prompts and answers in the result, for examples in the report")
     seed: int = option(0, "seed of everything random")
+
+
+@dataclass(frozen=True)
+class SweepAxes:
+    """The settings of `fit` that a sweep tries, each with its values; what is not given is as in the preset."""
+
+    n: tuple[int, ...] = option((), "features selected")
+    p_ratio: tuple[float, ...] = option((), "percentile of the importance ratio")
+    score: tuple[Literal["second_moment", "squared_mean"], ...] = option((), "feature scores")
+    gate: tuple[GateChoice, ...] = option((), "gates")
+    alpha: tuple[float, ...] = option((), "false positives allowed")
+    p_dyn: tuple[float, ...] = option((), "percentiles of the retain statistics, instead of alpha")
+    strength: tuple[float, ...] = option((), "clamp values in units of the median residual norm")
+    fraction: tuple[float, ...] = option((), "shares of the texts that are used")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from saeguard.errors import EvaluationError
 from saeguard.evaluation.ledger import Ledger
 from saeguard.evaluation.provenance import code_fingerprint, items_fingerprint
 from saeguard.evaluation.subject import Subject
-from saeguard.evaluation.task import Item, Record, Task, limited, split
+from saeguard.evaluation.task import Every, Item, Record, Side, Task, limited, split
 from saeguard.progress import Advance, progress
 
 Split = Literal["dev", "test", "all"]
@@ -38,17 +38,26 @@ class TaskRun:
     """One task's records by subject, and what they are of."""
 
     task: Task
-    items: tuple[Item, ...]
+    side: Side
     repeated: int
     filtered: int
     records: dict[str, list[Record]]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items that were run."""
+        return self.side.items
 
 
 @dataclass(frozen=True)
 class _Planned:
     task: Task
-    items: list[Item]
+    side: Side
     repeated: int
+
+    @property
+    def items(self) -> list[Item]:
+        return list(self.side.items)
 
 
 def evaluate(
@@ -74,14 +83,11 @@ def evaluate(
 
 def _planned(task: Task, settings: Settings) -> _Planned:
     found = task.items()
-    items = list({item.id: item for item in reversed(found)}.values())[::-1]
-    kept = items if task.whole or settings.split == "all" else _side(items, settings.split)
-    return _Planned(task, limited(kept, settings.limit), len(found) - len(items))
-
-
-def _side(items: Sequence[Item], which: Split) -> Sequence[Item]:
+    items = tuple({item.id: item for item in reversed(found)}.values())[::-1]
     dev, test = split(items)
-    return dev.items if which == "dev" else test.items
+    sides: dict[Split, Side] = {"dev": dev, "test": test, "all": Every(items)}
+    side = Every(items) if task.whole else sides[settings.split]
+    return _Planned(task, replace(side, items=tuple(limited(side.items, settings.limit))), len(found) - len(items))
 
 
 def _amount(plan: _Planned, subjects: int) -> int:
@@ -99,7 +105,7 @@ def _run(
     if not items:
         raise EvaluationError(f"the task {task.name} has no items left on the {settings.split} side: give it more")
     records = {subject.name: _records(task, items, subject, settings, work, advance) for subject in subjects}
-    return TaskRun(task, tuple(items), plan.repeated, len(plan.items) - len(items), records)
+    return TaskRun(task, replace(plan.side, items=tuple(items)), plan.repeated, len(plan.items) - len(items), records)
 
 
 def _records(

@@ -19,7 +19,7 @@ from saeguard.evaluation.harness import Settings, TaskRun
 from saeguard.evaluation.provenance import code_fingerprint, items_fingerprint, versions
 from saeguard.evaluation.subject import Subject
 from saeguard.evaluation.summary import figures, gate_figures
-from saeguard.evaluation.task import ROLES
+from saeguard.evaluation.task import ROLES, Record
 
 FORMAT_VERSION = 1
 EXAMPLES = 4
@@ -38,7 +38,7 @@ def make_result(
         "guardrails": {s.name: _guardrail(s) for s in subjects if s.guardrail is not None},
         "tasks": [_task(run) for run in runs],
         "figures": [row for run in runs for row in figures(run.task, run.records, settings.seed)],
-        "gates": [gate for run in runs for gate in _gates(run, subjects, settings.seed)],
+        "gates": _gates(subjects, runs, settings.seed),
         "fit_text": {name: corpus.summary().fingerprint for name, corpus in fitted.items()},
         "duplicates": fit_duplicates(fitted, [(run.task.name, item) for run in runs for item in run.items]),
         "examples": [example for run in runs for example in _examples(run)],
@@ -109,15 +109,20 @@ def _guardrail(subject: Subject) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _gates(run: TaskRun, subjects: Sequence[Subject], seed: int) -> list[dict[str, Any]]:
+def _gates(subjects: Sequence[Subject], runs: Sequence[TaskRun], seed: int) -> list[dict[str, Any]]:
     """Gate figures of the subjects whose guardrail has one rule: statistics of several do not compare."""
-    return [
-        gate_figures(run.task.name, subject.name, subject.guardrail.threshold, run.records[subject.name], seed)
-        for subject in subjects
-        if subject.guardrail is not None
-        and len(subject.guardrail.rules) == 1
-        and any(record.statistic is not None for record in run.records[subject.name])
-    ]
+    found = []
+    for subject in subjects:
+        if subject.guardrail is None or len(subject.guardrail.rules) > 1:
+            continue
+        together: dict[str, list[Record]] = {}
+        for run in runs:
+            name = "mcq, near" if run.task.name in ("mcq", "near") else run.task.name
+            its = [record for record in run.records[subject.name] if record.statistic is not None]
+            together.setdefault(name, []).extend(its)
+        threshold = subject.guardrail.threshold
+        found += [gate_figures(task, subject.name, threshold, its, seed) for task, its in together.items() if its]
+    return found
 
 
 def _examples(run: TaskRun) -> list[dict[str, Any]]:

@@ -57,6 +57,16 @@ class Test(Generic[I_co]):
 
 
 @dataclass(frozen=True)
+class Every(Generic[I_co]):
+    """All items: a fixed set, or both sides together."""
+
+    items: tuple[I_co, ...]
+
+
+Side = Dev[Item] | Test[Item] | Every[Item]
+
+
+@dataclass(frozen=True)
 class Measure:
     """A number that records carry under `columns` (the name itself, unless said).
 

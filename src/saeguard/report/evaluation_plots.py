@@ -11,10 +11,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saeguard.report.plots import GRID, INK, MARK, MUTED, RETAIN, STYLE, TOPIC, WIDTH, as_svg, percent_tick, short
+from saeguard.report.plots import GRID, INK, MARK, MUTED, NEAR, RETAIN, STYLE, TOPIC, WIDTH, as_svg, percent_tick, short
 from saeguard.report.view import number
 
-NEAR = "#8a6d1f"
 COLOURS = {"topic": TOPIC, "near": NEAR, "far": RETAIN}
 
 

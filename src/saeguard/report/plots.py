@@ -23,7 +23,8 @@ from saeguard.report.view import FeatureRow, GateRow, Share, number, percent, vi
 from saeguard.sample import FORGET
 
 INK, MUTED, GRID, TOPIC, RETAIN, MARK = "#20262c", "#66707a", "#c9cfd5", "#c4511f", "#2c7a8c", "#8a3ffc"
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", TOPIC: "topic", RETAIN: "retain", MARK: "mark"}
+NEAR = "#8a6d1f"
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", TOPIC: "topic", RETAIN: "retain", MARK: "mark", NEAR: "near"}
 WIDTH = 6.4
 NAME_LENGTH = 22
 STYLE: Any = {
