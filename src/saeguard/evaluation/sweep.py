@@ -115,8 +115,8 @@ class Sweep:
             "points": [asdict(point) for point in points],
             "chosen": chosen,
             "unguarded": asdict(before),
-            "rule": f"Chosen on dev items: of the settings that keep accuracy off the topic within {100 * tolerance:g} "
-            "points of the unguarded model's, the one with the lowest accuracy on the topic.",
+            "rule": f"Chosen on dev items: of the settings that keep accuracy off the topic, up to {tolerance:.1%}, "
+            "at the unguarded model's, the one with the lowest accuracy on the topic.",
             "note": _note(points[chosen], before.value - tolerance),
         }
         guardrail = subjects[1].guardrail

@@ -129,6 +129,7 @@ def curves(axis: str, values: Sequence[float], lines: Mapping[str, Sequence[Mapp
             lows, highs = [one["low"] for one in estimates], [one["high"] for one in estimates]
             axes.fill_between(values, lows, highs, color=colour, alpha=0.15, linewidth=0)
         axes.set(xlabel=axis, ylim=(0, 1), ylabel="accuracy")
+        axes.set_xticks(values)
         axes.yaxis.set_major_formatter(percent_tick)
         axes.legend()
         axes.grid(True)

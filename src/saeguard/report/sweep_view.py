@@ -37,7 +37,10 @@ def sweep_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     points = [
         plots.Point(
-            _name(point["setting"]), _three(point["kept"]), _three(point["accuracy"]["topic"]), i == sweep["chosen"]
+            _name(point["setting"], sweep["axes"]),
+            _three(point["kept"]),
+            _three(point["accuracy"]["topic"]),
+            i == sweep["chosen"],
         )
         for i, point in enumerate(sweep["points"])
     ]
@@ -55,8 +58,9 @@ def _curve(axis: str, along: Sequence[Mapping[str, Any]], lines: Mapping[str, An
     return plots.curves(visible(axis), [point["setting"][axis] for point in along], lines)
 
 
-def _name(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{axis} {_shown(value)}" for axis, value in setting.items())
+def _name(setting: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> str:
+    """The settings that vary."""
+    return ", ".join(f"{axis} {_shown(value)}" for axis, value in setting.items() if len(axes[axis]) > 1)
 
 
 def _shown(value: Any) -> str:
