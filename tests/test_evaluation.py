@@ -281,6 +281,12 @@ class TestResult:
         }  # fmt: skip
         assert len(result["duplicates"]) == 2
 
+    def test_questions_in_two_domains_are_listed(self, subjects):
+        sets = (*SETS, QuestionSet("again", "far", SETS[2].questions[:2]))
+        found = make_result(subjects, evaluate(subjects, [MultipleChoice(sets)], EVERY), EVERY, {})
+        assert {(one["domain"], one["corpus"]) for one in found["shared"]} == {("again", "garden")}
+        assert len(found["shared"]) == 2
+
     def test_a_file_reads_back(self, result, tmp_path):
         write_result(result, tmp_path / "deep" / "result.json")
         assert read_result(tmp_path / "deep" / "result.json") == json.loads(json.dumps(result))

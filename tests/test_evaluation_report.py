@@ -73,6 +73,7 @@ def result() -> dict[str, Any]:
                    "curves": {"near": curve, "far": curve}}],
         "fit_text": {HOSTILE: "f"},
         "duplicates": [{"task": "mcq", "domain": HOSTILE, "item": "1", "corpus": HOSTILE}],
+        "shared": [{"task": "mcq", "domain": "law", "item": "2", "corpus": HOSTILE}],
         "examples": [example],
         "records": [],
         "sweep": {"axes": {"n": [10, 20]}, "chosen": 1, "rule": "A rule.", "note": "",

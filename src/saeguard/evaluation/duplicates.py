@@ -32,5 +32,18 @@ def fit_duplicates(fitted: Mapping[str, Corpus], items: Sequence[tuple[str, Item
     return found
 
 
+def shared_items(items: Sequence[tuple[str, Item]]) -> list[dict[str, Any]]:
+    """Items whose text stands in another domain of the same task too, entry as above."""
+    first: dict[tuple[str, int], str] = {}
+    found = []
+    for task, item in items:
+        if not item.content:
+            continue
+        other = first.setdefault((task, text_key(item.content)), item.domain)
+        if other != item.domain:
+            found.append({"task": task, "domain": item.domain, "item": item.id, "corpus": other})
+    return found
+
+
 def _plain(text: str) -> str:
     return " ".join(text.lower().split())

@@ -42,17 +42,13 @@ def generate_answers(
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     out = it.model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling)
     special = set(tokenizer.all_special_ids)
-    answers = []
-    for row, new in enumerate(out[:, width:].tolist()):
-        text = tokenizer.decode(new, skip_special_tokens=True).strip()
-        answers.append(_judged(it, row, text, sum(token not in special for token in new)))
-    return answers
-
-
-def _judged(it: Opened, row: int, text: str, tokens: int) -> Generated:
+    rows = out[:, width:].tolist()
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    lengths = [sum(token not in special for token in row) for row in rows]
     if it.guard is None:
-        return Generated(text, tokens, None, None)
-    verdict = it.guard.verdicts[row]
-    if refused(it.guard.guardrail, it.guard.all_verdicts[row]):
-        text = REFUSAL
-    return Generated(text, tokens, verdict.triggered, verdict.statistic)
+        return [Generated(text, tokens, None, None) for text, tokens in zip(texts, lengths, strict=True)]
+    answers = []
+    for text, tokens, verdict, all_rules in zip(texts, lengths, it.guard.verdicts, it.guard.all_verdicts, strict=True):
+        said = REFUSAL if refused(it.guard.guardrail, all_rules) else text
+        answers.append(Generated(said, tokens, verdict.triggered, verdict.statistic))
+    return answers

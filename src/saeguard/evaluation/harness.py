@@ -103,7 +103,8 @@ def _run(
         advance((len(items) - len(kept)) * len(subjects))
         items = [item for item in items if item.id in kept]
     if not items:
-        raise EvaluationError(f"the task {task.name} has no items left on the {settings.split} side: give it more")
+        why = f"the protocol keeps none of {len(plan.items)}" if plan.items else f"none is on the {settings.split} side"
+        raise EvaluationError(f"the task {task.name} has no items left: {why}. Give it more, or other settings.")
     records = {subject.name: _records(task, items, subject, settings, work, advance) for subject in subjects}
     return TaskRun(task, replace(plan.side, items=tuple(items)), plan.repeated, len(plan.items) - len(items), records)
 

@@ -14,7 +14,7 @@ from typing import Any
 from saeguard.choices import Role
 from saeguard.corpus import Corpus
 from saeguard.errors import EvaluationError
-from saeguard.evaluation.duplicates import fit_duplicates
+from saeguard.evaluation.duplicates import fit_duplicates, shared_items
 from saeguard.evaluation.harness import Settings, TaskRun
 from saeguard.evaluation.provenance import code_fingerprint, items_fingerprint, versions
 from saeguard.evaluation.subject import Subject
@@ -29,6 +29,7 @@ def make_result(
     subjects: Sequence[Subject], runs: Sequence[TaskRun], settings: Settings, fitted: Mapping[str, Corpus]
 ) -> dict[str, Any]:
     """Everything about a run, ready for JSON. Judged items that stand in one of the `fitted` texts are listed."""
+    items = [(run.task.name, item) for run in runs for item in run.items]
     return {
         "format_version": FORMAT_VERSION,
         "code": code_fingerprint(),
@@ -40,7 +41,8 @@ def make_result(
         "figures": [row for run in runs for row in figures(run.task, run.records, settings.seed)],
         "gates": _gates(subjects, runs, settings.seed),
         "fit_text": {name: corpus.summary().fingerprint for name, corpus in fitted.items()},
-        "duplicates": fit_duplicates(fitted, [(run.task.name, item) for run in runs for item in run.items]),
+        "duplicates": fit_duplicates(fitted, items),
+        "shared": shared_items(items),
         "examples": [example for run in runs for example in _examples(run)],
         "records": [
             {"task": run.task.name, "subject": name, **asdict(record)}

@@ -150,12 +150,19 @@ def tested(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def duplicates(result: Mapping[str, Any]) -> str:
-    """What was found of the judged items in the texts a guardrail was fitted on."""
+    """What was found of the judged items in the texts a guardrail was fitted on, and in other domains."""
+    within = ""
+    if result["shared"]:
+        within = f"; {len(result['shared'])} stand in two domains of one task: {_listed(result['shared'])}"
     if not result["fit_text"]:
-        return "not looked for: no --fit-text was given"
-    found = result["duplicates"]
+        return f"not looked for in fitted texts: no --fit-text was given{within}"
     names = ", ".join(result["fit_text"])
-    if not found:
-        return f"no judged item stands in the fitted texts ({names})"
+    if not result["duplicates"]:
+        return f"no judged item stands in the fitted texts ({names}){within}"
+    count = len(result["duplicates"])
+    return f"{count} judged items stand in the fitted texts ({names}): {_listed(result['duplicates'])}{within}"
+
+
+def _listed(found: Sequence[Mapping[str, Any]]) -> str:
     some = ", ".join(f"{one['item']} ({one['task']}, {one['domain']}, in {one['corpus']})" for one in found[:5])
-    return f"{len(found)} judged items stand in the fitted texts ({names}): {some}{', …' if len(found) > 5 else ''}"
+    return f"{some}{', …' if len(found) > 5 else ''}"
