@@ -42,7 +42,7 @@ UTILITY = ("retain", "real authors", "world facts")
 COMPETE = ("real authors", "world facts")
 PARTS = ("rouge", "probability", "truth")
 ANSWER_TOKENS = 100
-BATCH = 4
+BATCH, SCORED_AT_ONCE = 16, 4
 MEASURES = (
     Measure("rouge", "mean", "ROUGE-L recall of the answer", "knowledge"),
     Measure("probability", "mean", "probability of the answer, a token", "knowledge"),
@@ -105,7 +105,11 @@ class Tofu(Task):
         """Answer, and score the answers that are given."""
         prompts = [prompt_ids(it.tokenizer, item.question) for item in batch]
         answers = generate_answers(it, prompts, self.max_new_tokens)
-        losses = _losses(it, prompts, batch)
+        losses = [
+            nats
+            for start in range(0, len(batch), SCORED_AT_ONCE)
+            for nats in _losses(it, prompts[start:][:SCORED_AT_ONCE], batch[start:][:SCORED_AT_ONCE])
+        ]
         rouge = Rouge(stem=True)
         records = []
         for item, one, nats in zip(batch, answers, losses, strict=True):
