@@ -66,6 +66,15 @@ def read(folder: Path) -> tuple[dict[str, Any], tuple[Rule, ...]]:
         raise ArtifactDamagedError(f"cannot read the guardrail {folder}: {error!r}") from error
 
 
+def fingerprint(rules: Sequence[Rule]) -> str:
+    """Identity of rules by their content: what they hold, not where they lie."""
+    digest = hashlib.sha256(_canonical({"rules": [_rule_json(rule) for rule in rules]}).encode())
+    for rule in rules:
+        for name, tensor in sorted(_rule_tensors(rule).items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def locate(source: str | Path) -> Path:
     """The folder of a guardrail, fetched if `source` is a hub id. Raises `ArtifactError`."""
     folder = Path(source)

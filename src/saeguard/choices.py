@@ -9,6 +9,8 @@ from typing import Any, Literal
 Action = Literal["clamp", "refuse", "monitor"]
 ClampKind = Literal["dense", "active"]
 GateChoice = Literal["auto", "density", "evidence", "probe"]
+Role = Literal["topic", "near", "far"]
+"""What a judged domain is to the topic."""
 Moment = Literal["running", "block"]
 TopKMode = Literal["exact", "threshold"]
 

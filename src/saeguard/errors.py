@@ -18,6 +18,8 @@
     │   ├── ArtifactDamagedError        missing, truncated or altered files
     │   ├── ArtifactVersionError        written in a format this version does not read
     │   └── ArtifactMismatchError       made for another model, tokenizer or layer
+    ├── EvaluationError                 a test that cannot be run, or a result that cannot be read
+    │   └── JudgeError                  a judge that cannot be reached, or whose answer cannot be read
     ├── MergeError                      guardrails that cannot become one
     ├── DownloadError                   a file that could not be fetched whole
     └── UsageError                      wrong use of the command line
@@ -112,6 +114,14 @@ class ArtifactVersionError(ArtifactError):
 
 class ArtifactMismatchError(ArtifactError):
     """The guardrail was made for another model, tokenizer or layer."""
+
+
+class EvaluationError(GuardrailError):
+    """A test that cannot be run, or a result file that cannot be read."""
+
+
+class JudgeError(EvaluationError):
+    """A judge that cannot be reached, or whose answer cannot be read."""
 
 
 class MergeError(GuardrailError):

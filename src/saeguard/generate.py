@@ -58,11 +58,12 @@ def answer(
         )  # fmt: skip
         verdicts = guard.all_verdicts[0] if guard else []
     text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    if guardrail is not None and _refused(guardrail, verdicts):
+    if guardrail is not None and refused(guardrail, verdicts):
         text = REFUSAL
     return Answer(text, max(verdicts, key=lambda v: (v.triggered, v.statistic - v.threshold), default=None))
 
 
-def _refused(guardrail: Guardrail, verdicts: Sequence[Verdict]) -> bool:
+def refused(guardrail: Guardrail, verdicts: Sequence[Verdict]) -> bool:
+    """Whether a rule that refuses has triggered, of the verdicts of all rules on one sequence."""
     rules = zip(guardrail.rules, verdicts, strict=True)
     return any(rule.action == "refuse" and verdict.triggered for rule, verdict in rules)

@@ -14,7 +14,21 @@ from collections.abc import Sequence
 
 from saeguard.errors import GuardrailError, UsageError
 
-COMMANDS = ("quickstart", "fit", "explain", "inspect", "generate", "chat", "merge", "doctor", "train-sae", "bench")
+COMMANDS = (
+    "quickstart",
+    "fit",
+    "explain",
+    "inspect",
+    "generate",
+    "chat",
+    "eval",
+    "sweep",
+    "sequence",
+    "merge",
+    "doctor",
+    "train-sae",
+    "bench",
+)
 
 
 def parser() -> argparse.ArgumentParser:
