@@ -20,6 +20,8 @@ from saeguard.evaluation.catalogue import Sources, make_tasks
 from saeguard.evaluation.config import EvalConfig
 from saeguard.evaluation.harness import Settings, evaluate
 from saeguard.evaluation.judge import Judge
+from saeguard.evaluation.mcq import Question
+from saeguard.evaluation.sources import QuestionSet
 from saeguard.evaluation.subject import Loader, Subject
 from saeguard.evaluation.task import Record
 from saeguard.evaluation.tasks.lm_eval import LMEval
@@ -348,3 +350,10 @@ def test_a_task_of_the_harness_runs_inside_the_guardrail(subjects, tmp_path, mon
 def test_a_task_without_what_it_needs_says_so(task, option):
     with pytest.raises(UsageError, match=option):
         make_tasks([task], Sources(), EvalConfig())
+
+
+def test_the_papers_protocol_asks_by_letter():
+    sets = (QuestionSet("x", "topic", (Question("q", ("a", "b", "c", "d"), 0),)),)
+    (task,) = make_tasks(["mcq"], Sources(questions=sets), EvalConfig(protocol="paper"))
+    assert task.settings == {"form": "letters", "protocol": "paper"}
+    assert task.filter is not None

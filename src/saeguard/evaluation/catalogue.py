@@ -62,11 +62,17 @@ def make_tasks(names: Sequence[str], sources: Sources, config: EvalConfig) -> li
 
 
 def _mcq(sources: Sources, config: EvalConfig) -> Task:
-    return MultipleChoice(_questions(sources, "mcq", ("topic", "far")), "mcq", config.form, config.protocol)
+    return _choice("mcq", _questions(sources, "mcq", ("topic", "far")), config)
 
 
 def _near(sources: Sources, config: EvalConfig) -> Task:
-    return MultipleChoice(_questions(sources, "near", ("near",)), "near", config.form, config.protocol)
+    return _choice("near", _questions(sources, "near", ("near",)), config)
+
+
+def _choice(name: str, sets: tuple[QuestionSet, ...], config: EvalConfig) -> Task:
+    """The orders of the paper's protocol are of lettered options, so it asks by letter."""
+    form = "letters" if config.protocol == "paper" else config.form
+    return MultipleChoice(sets, name, form, config.protocol)
 
 
 def _open(sources: Sources, config: EvalConfig) -> Task:

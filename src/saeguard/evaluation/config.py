@@ -23,7 +23,7 @@ class EvalConfig:
     limit: int | None = option(None, "at most this many items of each domain, always the same ones")
     form: Literal["cloze", "letters"] = option("cloze", "mcq: score the options' words, or their letters in a chat")
     protocol: Literal["plain", "paper"] = option(
-        "plain", "mcq: all questions, or those the unguarded model gets right under all 24 orders of the options"
+        "plain", "mcq: all questions, or (paper) by letter those right without a guardrail under all 24 option orders"
     )
     max_new_tokens: int = option(32, "open: length of an answer")
     max_tokens: int = option(256, "perplexity: tokens of a text that count")
