@@ -21,6 +21,8 @@ from saeguard.serving.vllm.slots import Slots
 KEPT = 10_000
 """How many finished requests are remembered."""
 PROOF = "saeguard-proof"
+SUFFIXES = r"(-(?P<prompt>\d+))?(-[0-9a-f]{8})?"
+"""What the engine appends to a client's id: the number of the prompt where there are several, and random digits."""
 
 
 class Book:
@@ -60,11 +62,8 @@ class Book:
             self._finished.popitem(last=False)
 
     def verdicts(self, request: str) -> dict[str, list[Verdict]]:
-        """The verdicts of all sequences of a client's request, live or finished, by the engine's own ids.
-
-        Those are `[i_]REQUEST[-i]-xxxxxxxx`: one for each of `n` answers and of several prompts.
-        """
-        own = re.compile(rf"(\d+_)?{re.escape(request)}(-\d+)?(-[0-9a-f]{{8}})?")
+        """The verdicts of all sequences of a client's request, live or finished, by the engine's ids of them."""
+        own = re.compile(rf"(\d+_)?{re.escape(request)}{SUFFIXES}")
         live = {name: self._of(slot) for name in self._slots.live() if (slot := self._slots.find(name)) is not None}
         return {name: these for name, these in {**self._finished, **live}.items() if own.fullmatch(name)}
 
@@ -91,6 +90,13 @@ class Book:
 def proof_id(rule: str, index: int) -> str:
     """The id of a request of the start-up proof."""
     return f"{PROOF}-{rule}-{index}"
+
+
+def place(sequence: str) -> tuple[int, int]:
+    """Number of the prompt and of the answer to it, of a sequence by its engine's id; where it stands in the answer."""
+    answer = re.match(r"(\d+)_", sequence)
+    prompt = re.search(rf"{SUFFIXES}$", sequence)
+    return int((prompt and prompt["prompt"]) or 0), int(answer[1]) if answer else 0
 
 
 def as_dict(verdict: Verdict) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from saeguard.errors import EngineError
-from saeguard.serving.vllm.book import proof_id
+from saeguard.serving.vllm.book import place, proof_id
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -38,7 +38,7 @@ def prove(llm: LLM) -> None:
 
 
 def verdicts(llm: LLM, request_id: str) -> list[list[dict[str, Any]]]:
-    """For each sequence of a request, `RequestOutput.request_id`, the verdict of every rule."""
+    """For each sequence of a request, by `RequestOutput.request_id`, the verdict of every rule."""
     return merged(llm.collective_rpc("saeguard_verdicts", args=(request_id,)), request_id)
 
 
@@ -51,4 +51,4 @@ def merged(answers: list[dict[str, list[dict[str, Any]]]], request_id: str) -> l
             for verdict in found:
                 if known.setdefault(verdict["rule"], verdict) != verdict:
                     raise EngineError(f"request {request_id}: two ranks decided differently: {known}, {verdict}")
-    return [list(rules.values()) for _, rules in sorted(sequences.items())]
+    return [list(sequences[name].values()) for name in sorted(sequences, key=place)]
