@@ -38,7 +38,7 @@ def prompts(each: int) -> dict[str, list[str]]:
     kinds: dict[str, list[Question]] = {}
     for name, some in questions.items():
         kinds.setdefault(StarterSet.role(name), []).extend(some[: each if name == TOPIC else each // 2])
-    plain = {kind: [question.question for question in some[:each]] for kind, some in kinds.items()}
+    plain = {kind: [question.text for question in some[:each]] for kind, some in kinds.items()}
     topic, other = plain["topic"], plain["far"]
     ends = [f"{a} {b}" if i % 2 else f"{b} {a}" for i, (a, b) in enumerate(zip(topic, other, strict=True))]
     return {**plain, "mixed": [f"{a} {b}" for a, b in zip(other[::-1], ends, strict=True)]}

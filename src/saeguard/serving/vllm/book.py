@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saeguard.errors import AttachError, ProofError
+from saeguard.errors import ProofError
 from saeguard.intervention import Verdict
 from saeguard.serving.vllm.guard import LayerGuard
 from saeguard.serving.vllm.proof import check_proof
@@ -47,10 +47,9 @@ class Book:
             guard.begin(spans, ids)
 
     def end(self) -> None:
-        """Raises `AttachError` where what was announced did not go through every guard."""
+        """After a step. Raises `AttachError` where what was announced did not go through every guard."""
         for guard in self.guards:
-            if not guard.done:
-                raise AttachError(f"a step ran without its layer {guard.layer}: nothing was guarded")
+            guard.end()
 
     def finish(self, requests: Iterable[str]) -> None:
         """Requests that are done: their verdicts are kept, their slots are free."""

@@ -53,10 +53,8 @@ class LayerGuard:
         self._groups: list[Group] | None = None
 
     def begin(self, spans: Sequence[Span], ids: Tensor) -> None:
-        """Note whose tokens the next pass holds; `ids` (tokens,) of its rows. New requests are forgotten first."""
-        fresh = [span.slot for span in spans if span.position == 0]
-        for memory in self.memories.values() if fresh else ():
-            memory.forget(torch.tensor(fresh, device=ids.device))
+        """Note whose tokens the next pass holds; `ids` (tokens,) of its rows. What starts over is forgotten first."""
+        self._forget([span.slot for span in spans if span.position == 0])
         ordered = sorted(spans, key=lambda span: span.length)
         self._groups = [
             Group.of(list(some), ids, self.special) for _, some in groupby(ordered, lambda span: span.length)
@@ -85,10 +83,14 @@ class LayerGuard:
                 where |= clamped
         return None if change is None else ((stream + change).to(stream.dtype), where)
 
-    @property
-    def done(self) -> bool:
-        """Whether the pass that was announced went through the layer."""
-        return self._groups is None
+    def end(self) -> None:
+        """After the pass. Raises `AttachError` where it did not go through the layer."""
+        if self._groups is not None:
+            raise AttachError(f"a step ran without its layer {self.layer}: nothing was guarded")
+
+    def _forget(self, slots: Sequence[int]) -> None:
+        for memory in self.memories.values() if slots else ():
+            memory.forget(torch.tensor(slots, device=memory.state.device))
 
     def verdicts(self, slot: int) -> list[Verdict]:
         """The verdict of every rule on the request of a slot."""
