@@ -26,6 +26,8 @@ KEY = "saeguard"
 """Of the guardrails in `VllmConfig.additional_config`: {id: folder}."""
 WORKER = "saeguard.serving.vllm.worker.GuardedWorker"
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+COMPILED = "SAEGUARD_COMPILED"
+"""1: do not force `enforce_eager`; the guard is then one operator in vLLM's compiled model."""
 
 
 def guard_every_engine(guardrails: Mapping[str, str]) -> None:
@@ -62,7 +64,8 @@ def force(args: Any, guardrails: Mapping[str, str]) -> None:
         raise EngineError(f"--worker-cls {args.worker_cls}: a guarded engine needs its own worker. Leave it out.")
     if args.enable_prefix_caching:
         raise EngineError("prefix caching hides tokens from the guard. Leave out --enable-prefix-caching.")
-    args.worker_cls, args.enable_prefix_caching, args.enforce_eager = WORKER, False, True
+    args.worker_cls, args.enable_prefix_caching = WORKER, False
+    args.enforce_eager = args.enforce_eager or os.environ.get(COMPILED, "0") != "1"
     args.additional_config = {**args.additional_config, KEY: dict(guardrails)}
 
 

@@ -99,7 +99,7 @@ def guard_op(stream: Tensor, key: int) -> tuple[Tensor, Tensor]:
 
 @guard_op.register_fake
 def _(stream: Tensor, key: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(stream), stream.new_empty(len(stream), dtype=torch.bool)
+    return torch.empty_like(stream), stream.new_empty(stream.shape[0], dtype=torch.bool)
 
 
 def _rows(spans: Sequence[Span]) -> Tensor:

@@ -38,14 +38,15 @@ class Loaded:
                 layers.setdefault(guardrail.layer, {})[full] = rule
         return layers
 
-    def proof_prompts(self) -> dict[str, list[list[int]]]:
-        """For each rule, the token ids of its proof texts."""
+    def proof_prompts(self, room: int) -> dict[str, list[list[int]]]:
+        """For each rule, the token ids of its proof texts, cut to `room`."""
         bos = bos_ids(self.tokenizer)
-        return {
-            name: [bos + self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ProofTexts.of(rule).all()]
-            for rules in self.rules().values()
-            for name, rule in rules.items()
-        }  # fmt: skip
+
+        def ids(text: str) -> list[int]:
+            return (bos + list(self.tokenizer(text, add_special_tokens=False)["input_ids"]))[:room]
+
+        every = (item for rules in self.rules().values() for item in rules.items())
+        return {name: [ids(text) for text in ProofTexts.of(rule).all()] for name, rule in every}
 
 
 def parse_guardrails(text: str) -> dict[str, str]:

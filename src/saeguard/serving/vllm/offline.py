@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from saeguard.errors import EngineError
@@ -20,12 +21,20 @@ def guarded_llm(model: str, guardrails: Mapping[str, str], **options: Any) -> LL
 
     guard_every_engine(guardrails)
     llm = LLM(model, **options)
-    prove(llm)
+    with ExitStack() as stack:
+        stack.callback(close, llm)
+        prove(llm)
+        stack.pop_all()
     return llm
 
 
+def close(llm: LLM) -> None:
+    """End the engine."""
+    llm.llm_engine.engine_core.shutdown()
+
+
 def prove(llm: LLM) -> None:
-    """Give the start-up proof, without which a guarded engine serves nothing. Raises `ProofError`, ends the engine."""
+    """Give the start-up proof, without which a guarded engine serves nothing. Raises `ProofError` where it fails."""
     from vllm import SamplingParams
 
     engine = llm.llm_engine

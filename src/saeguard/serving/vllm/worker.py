@@ -11,6 +11,7 @@ has a guarded layer acts.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,10 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.platforms import current_platform
 
 from saeguard.errors import EngineError
-from saeguard.model import decoder_layer, decoder_layers
+from saeguard.model import decoder_layers
 from saeguard.serving.vllm.book import Book, as_dict
 from saeguard.serving.vllm.engine import KEY
+from saeguard.serving.vllm.graph import GraphGuard
 from saeguard.serving.vllm.guard import LayerGuard
 from saeguard.serving.vllm.loading import check_model, load_guardrails
 
@@ -35,12 +37,13 @@ CHANGES_WEIGHTS = ("reload_weights", "start_weight_update", "update_weights", "a
 
 
 class GuardedLayer(nn.Module):
-    """A decoder layer and the guard of what it returns, which acts while `serving`."""
+    """A decoder layer and the guard of what it returns. An eager guard acts while `serving`; one in a graph always."""
 
     def __init__(self, layer: nn.Module, guard: LayerGuard) -> None:
         super().__init__()
         self.layer = layer
         self.guard = guard
+        self.key = guard.key if isinstance(guard, GraphGuard) else None
         self.serving = False
 
     def __getattr__(self, name: str) -> Any:
@@ -52,10 +55,10 @@ class GuardedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns. Rows that are clamped have all of their stream in the first part, none in the second."""
         output = self.layer(*args, **kwargs)
-        if not self.serving:
+        if self.key is None and not self.serving:
             return output
         stream, residual = stream_of(output)
-        changed = self.guard.guard(stream)
+        changed = self.guard.guard(stream) if self.key is None else torch.ops.saeguard.guard(stream, self.key)
         if changed is None:
             return output
         new, where = changed[0], changed[1][:, None]
@@ -86,8 +89,9 @@ class GuardedWorker(Worker):
         self.loaded = load_guardrails(folders, config.model_config.tokenizer)
         if get_tp_group().is_first_rank and get_pp_group().is_first_rank:
             check_model(self.loaded, config.model_config.model)
-        self.guarded_layers = self._guard_layers(2 * config.scheduler_config.max_num_seqs)
-        self.book = Book([layer.guard for layer in self.guarded_layers], slots=2 * config.scheduler_config.max_num_seqs)
+        slots = 2 * config.scheduler_config.max_num_seqs
+        self.guarded_layers = self._guard_layers(slots)
+        self.book = Book([layer.guard for layer in self.guarded_layers], slots=slots)
         forward = self.model_runner._model_forward
 
         def announced(*args: Any, **kwargs: Any) -> Any:
@@ -108,23 +112,26 @@ class GuardedWorker(Worker):
 
     def saeguard_proof_prompts(self) -> dict[str, list[list[int]]]:
         """For each rule the token ids of the texts that prove it."""
-        return self.loaded.proof_prompts()
+        return self.loaded.proof_prompts(self.vllm_config.model_config.max_model_len - 1)
 
     def saeguard_prove(self) -> None:
         """Take the start-up proof from the requests that were made for it. Raises `ProofError`."""
-        self.book.prove({name: len(texts) for name, texts in self.loaded.proof_prompts().items()})
+        self.book.prove({name: len(texts) for name, texts in self.saeguard_proof_prompts().items()})
 
     def saeguard_verdicts(self, request: str) -> dict[str, list[dict[str, Any]]]:
         """The verdicts on a client's request, by the engine's ids of its sequences."""
         return {name: [as_dict(v) for v in these] for name, these in self.book.verdicts(request).items()}
 
     def _guard_layers(self, slots: int) -> list[GuardedLayer]:
+        make: Any = partial(LayerGuard, slots=slots, device=self.model_runner.device)
+        if not self.vllm_config.model_config.enforce_eager:
+            tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
+            make = partial(GraphGuard, slots=slots, device=self.model_runner.device, tokens=tokens)
         layers, guarded = decoder_layers(self.model_runner.get_model()), []
         for index, rules in self.loaded.rules().items():
             if isinstance(layers[index], PPMissingLayer):
                 continue
-            guard = LayerGuard(index, rules, self.loaded.special, slots=slots, device=self.model_runner.device)
-            layers[index] = GuardedLayer(layers[index], guard)
+            layers[index] = GuardedLayer(layers[index], make(index, rules, self.loaded.special))
             guarded.append(layers[index])
         return guarded
 
