@@ -144,14 +144,14 @@ def test_several_rules_act_in_one_pass(guarded, llama, tokenizer, rows, expected
     assert any(verdict.triggered for verdict in verdicts)
 
 
-def test_what_is_not_announced_or_does_not_run_is_an_error(guarded, tokenizer):
-    guard = make(LayerGuard, guarded, tokenizer)
+def test_what_is_not_announced_or_does_not_run_is_an_error(guardrail, tokenizer):
+    guard = make(LayerGuard, guardrail, tokenizer)
     with pytest.raises(AttachError, match="whose tokens"):
         guard.guard(torch.zeros(2, D_MODEL))
     guard.begin([Span(1, 0, 2, 0)], torch.tensor([1, 9]))
     with pytest.raises(AttachError, match="without its layer"):
         guard.end()
-    captured = make(GraphGuard, guarded, tokenizer)
+    captured = make(GraphGuard, guardrail, tokenizer)
     captured.begin([Span(1, 0, 2, 0)], torch.tensor([1, 9]))
     captured.end()
     with pytest.raises(AttachError, match="without its layer"):
@@ -159,14 +159,19 @@ def test_what_is_not_announced_or_does_not_run_is_an_error(guarded, tokenizer):
 
 
 @pytest.mark.parametrize("kind", [LayerGuard, GraphGuard])
-def test_a_stream_that_is_not_finite_stops_the_engine(kind, guarded, tokenizer):
-    guard, stream = make(kind, guarded, tokenizer), torch.zeros(2, D_MODEL)
+def test_a_stream_that_is_not_finite_stops_the_engine(kind, guardrail, tokenizer):
+    guard, stream = make(kind, guardrail, tokenizer), torch.zeros(2, D_MODEL)
     stream[1, 3] = float("nan")
-    guard.begin([Span(1, 0, 2, 0)], torch.tensor([1, 9]))
+    steps = ([Span(1, 0, 2, 0)], torch.tensor([1, 9])), ([Span(1, 0, 1, 2)], torch.tensor([9]))
+
+    def serve() -> None:
+        for step in steps:
+            guard.begin(*step)
+            guard.guard(stream)
+            guard.end()
+
     with pytest.raises(NonFiniteError):
-        guard.guard(stream)
-        guard.end()
-        guard.begin([Span(1, 0, 1, 2)], torch.tensor([9]))
+        serve()
 
 
 def test_an_unannounced_pass_changes_nothing_in_a_graph(guarded, tokenizer, expected):
@@ -220,12 +225,12 @@ def test_the_longest_waiting_request_loses_its_slot_and_must_start_over():
     assert slots.live() == ("a",)
 
 
-def test_nothing_is_admitted_before_the_proof(guarded, tokenizer, llama):
-    guard = make(LayerGuard, guarded, tokenizer)
+def test_nothing_is_admitted_before_the_proof(guardrail, tokenizer, llama):
+    guard = make(LayerGuard, guardrail, tokenizer)
     book = Book([guard], slots=ROOM)
     with pytest.raises(ProofError, match="before the start-up proof"):
         book.begin([("r", 0, 1)], torch.tensor([9]))
-    name = guarded.rule.name
+    name = guardrail.rule.name
     with pytest.raises(ProofError, match="read 0 times"):
         book.prove({name: 2})
     rows = [row for row in prompts(41, 2, seed=3)]
@@ -245,17 +250,17 @@ def test_nothing_is_admitted_before_the_proof(guarded, tokenizer, llama):
         assert not book.proven
 
 
-def test_proof_texts_come_from_the_guardrail(guarded):
+def test_proof_texts_come_from_the_guardrail(guardrail):
     passage = {"before": "the ", "token": "star", "after": " is far", "activation": 1.0}
     rows = [{**passage, "corpus": "wiki"}, {**passage, "corpus": "forget"}]
-    made = with_rule(guarded, evidence={"passages": {"3": rows}}).rule
+    made = with_rule(guardrail, evidence={"passages": {"3": rows}}).rule
     assert ProofTexts.of(made).all() == ("the star is far", *ORDINARY)
     with pytest.raises(ProofError, match="no text that must fire"):
-        ProofTexts.of(with_rule(guarded, evidence={}).rule)
+        ProofTexts.of(with_rule(guardrail, evidence={}).rule)
 
 
-def test_the_proof_needs_both(guarded, tokenizer):
-    quiet = make(LayerGuard, guarded, tokenizer).verdicts(1)[0]
+def test_the_proof_needs_both(guardrail, tokenizer):
+    quiet = make(LayerGuard, guardrail, tokenizer).verdicts(1)[0]
     loud = replace(quiet, triggered=True)
     check_proof("topic", [loud, loud, quiet])
     for failed in ([quiet, quiet], [loud, loud, loud]):
@@ -263,8 +268,8 @@ def test_the_proof_needs_both(guarded, tokenizer):
             check_proof("topic", failed)
 
 
-def test_verdicts_are_found_by_the_clients_id_in_the_order_of_the_answer(guarded, tokenizer):
-    book = Book([make(LayerGuard, guarded, tokenizer, slots=8)], slots=8)
+def test_verdicts_are_found_by_the_clients_id_in_the_order_of_the_answer(guardrail, tokenizer):
+    book = Book([make(LayerGuard, guardrail, tokenizer, slots=8)], slots=8)
     book.proven = True
     own = ["1_cmpl-a-10-00000000", "0_cmpl-a-10-00000000", "cmpl-a-2-0123abcd"]
     book.begin([(name, 0, 1) for name in [*own, "cmpl-ab-0-00000000", "cmpl-b"]], torch.full((5,), 9))

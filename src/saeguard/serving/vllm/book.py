@@ -39,8 +39,8 @@ class Book:
         for request, _, _ in requests:
             if not self.proven and not request.startswith(PROOF):
                 raise ProofError(
-                    "a request came before the start-up proof. Serve with saeguard-vllm, or with VLLM_PLUGINS=saeguard; "
-                    "in a program call saeguard.serving.vllm.offline.prove first."
+                    "a request came before the start-up proof. Serve with saeguard-vllm or with VLLM_PLUGINS=saeguard, "
+                    "or call saeguard.serving.vllm.offline.prove."
                 )
         spans = self._slots.begin(requests)
         for guard in self.guards:
@@ -79,7 +79,9 @@ class Book:
     def _proof_verdict(self, rule: str, request: str) -> Verdict:
         found = [v for these in self.verdicts(request).values() for v in these if v.rule == rule]
         if len(found) != 1:
-            raise ProofError(f"start-up proof of guardrail {rule}: {request} was read {len(found)} times, expected once")
+            raise ProofError(
+                f"start-up proof of guardrail {rule}: {request} was read {len(found)} times, expected once"
+            )
         return found[0]
 
     def _of(self, slot: int) -> list[Verdict]:

@@ -42,7 +42,7 @@ def guard_every_engine(guardrails: Mapping[str, str]) -> None:
         check(config)
         return config
 
-    EngineArgs.create_engine_config = create_engine_config  # type: ignore[method-assign]
+    EngineArgs.create_engine_config = create_engine_config
 
 
 def check_version(version: str) -> None:
@@ -55,7 +55,7 @@ def check_version(version: str) -> None:
 
 
 def force(args: Any, guardrails: Mapping[str, str]) -> None:
-    """Set the options of an `EngineArgs` that guarding needs. Raises `EngineError` where the user set them otherwise."""
+    """Set the options of an `EngineArgs` that guarding needs. Raises `EngineError` where they are set otherwise."""
     if not (current_platform.is_cpu() or current_platform.is_cuda_alike()):
         raise EngineError(f"vLLM on {current_platform.device_name}: guarded are CPUs and GPUs of CUDA or ROCm")
     if os.environ.setdefault(RUNNER, "0") != "0":

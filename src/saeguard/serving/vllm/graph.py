@@ -31,7 +31,7 @@ _KEYS = count()
 
 
 class GraphGuard(LayerGuard):
-    """A `LayerGuard` that acts through `torch.ops.saeguard.guard(stream, guard.key)`, in passes of at most `tokens` rows.
+    """A `LayerGuard` that acts through `torch.ops.saeguard.guard(stream, guard.key)` on at most `tokens` rows.
 
     Rows that were not announced belong to nobody and stay as they are, so that warming up and capturing change nothing.
     That a pass went through the layer, and that it was finite, is checked when the next one is announced.

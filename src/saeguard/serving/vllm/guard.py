@@ -24,7 +24,7 @@ from saeguard.tokens import TokenMasks, token_masks
 
 @dataclass(frozen=True)
 class Group:
-    """Requests with equally many tokens in a step: `slots` and `positions` (batch,), `rows` and masks (batch, tokens)."""
+    """Requests with equally many tokens here: `slots` and `positions` (batch,), `rows` and masks (batch, tokens)."""
 
     slots: Tensor
     positions: Tensor

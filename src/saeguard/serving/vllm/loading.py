@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from saeguard.errors import EngineError, UsageError
 from saeguard.guardrail import Guardrail
-from saeguard.model import load_model
+from saeguard.model import load_model, load_tokenizer
 from saeguard.rule import Rule
 from saeguard.serving.vllm.proof import ProofTexts
 from saeguard.tokens import special_token_ids
@@ -30,7 +28,7 @@ class Loaded:
         return special_token_ids(self.tokenizer)
 
     def rules(self) -> dict[int, dict[str, Rule]]:
-        """For each guarded layer its rules, named by the id of their guardrail, with the rule's where it has several."""
+        """For each guarded layer its rules, named by their guardrail's id, or `id/rule` where it has several."""
         layers: dict[int, dict[str, Rule]] = {}
         for name, guardrail in self.guardrails.items():
             for rule in guardrail.rules:
@@ -67,7 +65,7 @@ def load_guardrails(folders: Mapping[str, str], tokenizer: str) -> Loaded:
                 f"guardrail {name} decides by block: from the end of a prompt for all its tokens. An engine that reads "
                 "prompts in chunks has then let the first ones through. Fit a running gate (the default preset)."
             )
-    return Loaded(guardrails, AutoTokenizer.from_pretrained(tokenizer))
+    return Loaded(guardrails, load_tokenizer(tokenizer))
 
 
 def check_model(loaded: Loaded, folder: str) -> None:

@@ -33,8 +33,6 @@ if TYPE_CHECKING or not current_platform.is_cpu():
 else:
     from vllm.v1.worker.cpu_worker import CPUWorker as Worker
 
-CHANGES_WEIGHTS = ("reload_weights", "start_weight_update", "update_weights", "add_lora")
-
 
 class GuardedLayer(nn.Module):
     """A decoder layer and the guard of what it returns. An eager guard acts while `serving`; one in a graph always."""
@@ -53,7 +51,7 @@ class GuardedLayer(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer returns. Rows that are clamped have all of their stream in the first part, none in the second."""
+        """What the layer returns. A clamped row has all of its stream in the first part, none in the second."""
         output = self.layer(*args, **kwargs)
         if self.key is None and not self.serving:
             return output
@@ -122,17 +120,24 @@ class GuardedWorker(Worker):
         """The verdicts on a client's request, by the engine's ids of its sequences."""
         return {name: [as_dict(v) for v in these] for name, these in self.book.verdicts(request).items()}
 
+    def refuse_other_weights(self, *args: Any, **kwargs: Any) -> None:
+        """In place of vLLM's ways to change weights under way. Raises `EngineError`."""
+        raise EngineError("the weights of a guarded engine stay what they were when it was proven")
+
+    reload_weights = start_weight_update = update_weights = add_lora = refuse_other_weights
+
     def _guard_layers(self, slots: int) -> list[GuardedLayer]:
         make: Any = partial(LayerGuard, slots=slots, device=self.model_runner.device)
         if not self.vllm_config.model_config.enforce_eager:
             tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
             make = partial(GraphGuard, slots=slots, device=self.model_runner.device, tokens=tokens)
-        layers, guarded = decoder_layers(self.model_runner.get_model()), []
+        layers = decoder_layers(self.model_runner.get_model())
+        guarded: list[GuardedLayer] = []
         for index, rules in self.loaded.rules().items():
             if isinstance(layers[index], PPMissingLayer):
                 continue
-            layers[index] = GuardedLayer(layers[index], make(index, rules, self.loaded.special))
-            guarded.append(layers[index])
+            guarded.append(GuardedLayer(layers[index], make(index, rules, self.loaded.special)))
+            layers[index] = guarded[-1]
         return guarded
 
     def _announce(self) -> None:
@@ -151,14 +156,3 @@ class GuardedWorker(Worker):
     def _serving(self, serving: bool) -> None:
         for layer in self.guarded_layers:
             layer.serving = serving
-
-
-def _refuse(name: str) -> Any:
-    def refused(self: Any, *args: Any, **kwargs: Any) -> None:
-        raise EngineError(f"{name}: the weights of a guarded engine stay as they were when it was proven")
-
-    return refused
-
-
-for _name in CHANGES_WEIGHTS:
-    setattr(GuardedWorker, _name, _refuse(_name))
