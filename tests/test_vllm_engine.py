@@ -28,7 +28,9 @@ with warnings.catch_warnings():
     from saeguard.errors import ArtifactMismatchError, AttachError, EngineError, ProofError
     from saeguard.serving.vllm.engine import check_version
     from saeguard.serving.vllm.offline import close, guarded_llm, prove, verdicts
+    from saeguard.serving.vllm.graph import GraphGuard
     from saeguard.serving.vllm.plugin import register
+    from saeguard.serving.vllm.worker import stream_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 NEW = 10
@@ -140,6 +142,29 @@ def test_same_answers_and_verdicts_as_attach(options, world, tokenizer, tmp_path
         assert [list(output.outputs[0].token_ids) for output in outputs] == expected
         assert set(agrees(llm, world, tokenizer, rows, outputs)) == {True, False}
     assert (max(starts.values()) > 1) == ("num_gpu_blocks_override" in options), "preempted requests start over"
+
+
+def test_the_operator_in_a_compiled_engine_does_the_same(world, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEGUARD_COMPILED", "1")
+    _, model, rows, guardrail = world
+    with guardrail.attach(model, tokenizer):
+        expected = [generate(model, row)[0, row.shape[1] :].tolist() for row in rows]
+    with engine(world, tmp_path, enforce_eager=False, max_num_seqs=8, max_num_batched_tokens=24) as llm:
+        assert isinstance(worker_of(llm).guarded_layers[0].guard, GraphGuard)
+        outputs = ask(llm, rows)
+        assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+        agrees(llm, world, tokenizer, rows, outputs)
+
+
+def test_what_a_decoder_layer_may_return():
+    hidden, residual = torch.ones(2, 3), torch.full((2, 3), 2.0)
+    assert stream_of(hidden) == (hidden, None)
+    both, second = stream_of((hidden, residual))
+    assert torch.equal(both, hidden + residual)
+    assert second is residual
+    for other in ((hidden, None), (hidden, residual, residual), {"hidden": hidden}):
+        with pytest.raises(EngineError, match="a decoder layer returned"):
+            stream_of(other)
 
 
 def test_each_answer_of_a_request_has_its_verdict_and_aborting_one_disturbs_none(world, tokenizer, tmp_path):
