@@ -27,8 +27,8 @@ with warnings.catch_warnings():
 
     from saeguard.errors import ArtifactMismatchError, AttachError, EngineError, ProofError
     from saeguard.serving.vllm.engine import check_version
-    from saeguard.serving.vllm.offline import close, guarded_llm, prove, verdicts
     from saeguard.serving.vllm.graph import GraphGuard
+    from saeguard.serving.vllm.offline import close, guarded_llm, prove, verdicts
     from saeguard.serving.vllm.plugin import register
     from saeguard.serving.vllm.worker import stream_of
 
