@@ -190,16 +190,23 @@ def test_each_answer_of_a_request_has_its_verdict_and_aborting_one_disturbs_none
 def test_several_guardrails_and_monitoring(world, tokenizer, tmp_path):
     folder, model, rows, guardrail = world
     plain = [generate(model, row)[0, row.shape[1] :].tolist() for row in rows]
-    other = with_rule(replace(guardrail, layer=2), action="monitor", name="watched")
-    with_rule(guardrail, action="monitor").save_pretrained(tmp_path / "a")
-    watched = {"threshold": -1.0, "evidence": guardrail.rule.evidence}
-    with_rule(other, **watched).save_pretrained(tmp_path / "b")
-    with pytest.raises(ProofError, match="guardrail b"):
-        guarded_llm(str(folder), {"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}, **OPTIONS)
-    with engine(world, tmp_path, with_rule(guardrail, action="monitor")) as llm:
-        outputs = ask(llm, rows)
-        assert [list(output.outputs[0].token_ids) for output in outputs] == plain
-        assert set(agrees(llm, world, tokenizer, rows, outputs)) == {True, False}
+    watched = with_rule(guardrail, action="monitor")
+    deeper = replace(watched, layer=2)
+    proof = guardrail.rule.evidence["proof"]
+    with deeper.attach(model, tokenizer) as guard:
+        texts = (torch.tensor([tokenizer(proof[name])["input_ids"]]) for name in ("fires", "silent"))
+        deeper = with_rule(deeper, threshold=sum(guard.judge(ids)[0].statistic for ids in texts) / 2)
+        expected = [guard.judge(row)[0].statistic for row in rows]
+    folders = {name: str(one.save_pretrained(tmp_path / name)) for name, one in (("a", watched), ("b", deeper))}
+    gc.collect()
+    llm = guarded_llm(str(folder), folders, **OPTIONS)
+    outputs = ask(llm, rows)
+    assert [list(output.outputs[0].token_ids) for output in outputs] == plain
+    for row, output, statistic in zip(rows, outputs, expected, strict=True):
+        first, second = verdicts(llm, output.request_id)[0]
+        assert (first["rule"], second["rule"]) == ("a", "b")
+        assert second["statistic"] >= statistic - 1e-4, f"of {row.shape[1]} tokens, and of the answer"
+    close(llm)
 
 
 @pytest.mark.parametrize(
