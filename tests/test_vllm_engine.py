@@ -231,6 +231,11 @@ def test_a_guardrail_that_does_not_fit_starts_nothing(world, tmp_path):
         engine(world, tmp_path, with_rule(guardrail, gate=replace(guardrail.gate, moment="block"))),
     ):
         pass
+    with (
+        pytest.raises(EngineError, match="hook point of guardrail topic: found mlp_out"),
+        engine(world, tmp_path, replace(guardrail, hook="mlp_out", hook_out="mlp_out")),
+    ):
+        pass
     foreign = replace(guardrail, model={**guardrail.model, "weights": "0" * 16})
     with pytest.raises(ArtifactMismatchError, match="weights"), engine(world, tmp_path, foreign):
         pass

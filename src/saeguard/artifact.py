@@ -24,11 +24,12 @@ from saeguard.errors import ArtifactDamagedError, ArtifactError, ArtifactVersion
 from saeguard.files import follow_umask
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
 from saeguard.rule import Rule
+from saeguard.sae.scaling import InputScaling
 from saeguard.sae.slim import SlimEncoder
 from saeguard.selection import SelectedFeature
 
-FORMAT_VERSION = 1
-HEAD = ("layer", "model", "tokenizer", "sae", "versions")
+FORMAT_VERSION = 2
+HEAD = ("layer", "hook", "hook_out", "model", "tokenizer", "sae", "versions")
 JSON_FILE, TENSOR_FILE, CARD_FILE = "guardrail.json", "guardrail.safetensors", "README.md"
 
 
@@ -165,6 +166,7 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
         "name": rule.name,
         "features": [asdict(feature) for feature in rule.selected],
         "topk": rule.encoder.k,
+        "scaling": None if rule.encoder.scaling is None else asdict(rule.encoder.scaling),
         "gate": {
             "kind": gate.kind,
             "bias": getattr(gate.scorer, "bias", 0.0),
@@ -188,10 +190,11 @@ def _rule(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
         scorer = kinds[gate["kind"]](tensors["gate.weights"], gate["bias"])
     accumulator = dict(gate["accumulator"])
     accumulate = {"mean": Mean, "cusum": Cusum}[accumulator.pop("kind")](**accumulator)
+    scaling = None if entry["scaling"] is None else InputScaling(**entry["scaling"])
     return Rule(
         name=entry["name"],
         selected=tuple(SelectedFeature(**feature) for feature in entry["features"]),
-        encoder=SlimEncoder(k=entry["topk"], **_subset(tensors, "encoder.")),
+        encoder=SlimEncoder(k=entry["topk"], scaling=scaling, **_subset(tensors, "encoder.")),
         decoder=tensors["decoder"],
         gate=Gate(scorer, accumulate, gate["moment"], gate["counts"], gate["latch"]),
         threshold=entry["threshold"],

@@ -48,6 +48,7 @@ class FitConfig:
     quarantine: bool = option(True, "leave out retain text that looks like the topic, and the reverse; it is listed")
     topk: TopKMode = option("exact", "TopK SAEs: carry the whole encoder, or fixed thresholds with measured agreement")
     as_authors: bool = option(False, "round and count exactly as the authors' code does")
+    force: bool = option(False, "fit although the SAE does not fit (see doctor); the guardrail records it")
     seed: int = option(0, "seed of everything random")
 
     @property

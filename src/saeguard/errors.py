@@ -6,6 +6,7 @@
     │   └── TooFewSequencesError        not enough text for the promise asked for
     ├── ModelError                      a model this package cannot work on
     │   ├── LayerError                  a layer that the model does not have
+    │   ├── HookError                   a hook point that the model's blocks do not have
     │   └── NonFiniteError              NaN or infinite activations
     ├── SAEError                        an SAE that cannot be read
     │   └── SAEMismatchError            an SAE that does not belong to this model and layer
@@ -30,8 +31,10 @@ from typing import Any, Self
 
 
 class GuardrailError(Exception):
-    """Base of all errors; `found` and `expected` are set where they make sense."""
+    """Base of all errors; `what`, `found`, `expected` and `fix` are set by `mismatch`."""
 
+    what: str = ""
+    fix: str = ""
     found: Any = None
     expected: Any = None
 
@@ -39,7 +42,7 @@ class GuardrailError(Exception):
     def mismatch(cls, what: str, *, found: Any, expected: Any, fix: str) -> Self:
         """An error that says what was found, what was expected and how to fix it."""
         error = cls(f"{what}: found {found}, expected {expected}. {fix}")
-        error.found, error.expected = found, expected
+        error.what, error.found, error.expected, error.fix = what, found, expected, fix
         return error
 
 
@@ -61,6 +64,10 @@ class ModelError(GuardrailError):
 
 class LayerError(ModelError):
     """A layer index that the model does not have."""
+
+
+class HookError(ModelError):
+    """A hook point that the model's decoder blocks do not have."""
 
 
 class NonFiniteError(ModelError):

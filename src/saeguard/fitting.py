@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from saeguard.clamp import Clamp
-from saeguard.compatibility import check_fits
 from saeguard.config import FitConfig
 from saeguard.contamination import Contamination, find_contamination
 from saeguard.corpus import Corpus, CorpusSummary, check_disjoint
 from saeguard.detectors import fit_evidence, fit_probe
+from saeguard.doctor.diagnosis import admit
+from saeguard.doctor.reading import Subject
 from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
 from saeguard.gate import Accumulator, Cusum, Density, Gate, Mean, Scorer
@@ -65,10 +66,11 @@ def fit(
     the offline pass are kept there, and a killed run goes on where it was. Raises a `GuardrailError` by cause.
     """
     config = config or FitConfig()
-    check_fits(model, sae, layer)
     corpora = _corpora(forget, retain)
     summaries = {name: corpus.summary() for name, corpus in corpora.items()}
     check_disjoint(summaries[FORGET], {name: s for name, s in summaries.items() if name != FORGET})
+    kept = [corpus for corpus in corpora.values() if corpus.role == "retain"]
+    doctor = admit(Subject(model, tokenizer, sae, layer), kept, force=config.force)
     chat = tokenizer.chat_template is not None if config.chat is None else config.chat
     task = Pass(model, tokenizer, sae, layer, Windower(tokenizer, config.lengths, chat), config.sample)
     identity = pass_fingerprint(task, model_fingerprint(model), summaries)
@@ -76,13 +78,17 @@ def fit(
         folder = _shard_folder(work_dir, identity, stack)
         with progress("reading", estimated_tokens(summaries.values()), unit="tokens", show=show_progress) as advance:
             shards = run_pass(task, corpora, summaries, folder, advance)
-        return decide(task, shards, summaries, config)
+        return decide(task, shards, summaries, config, doctor)
 
 
 def decide(
-    task: Pass, shards: Mapping[str, list[Shard]], summaries: Mapping[str, CorpusSummary], config: FitConfig
-) -> Guardrail:
-    """Everything after the offline pass: select, quarantine, fit and compare gates, calibrate, freeze."""
+    task: Pass, shards: Mapping[str, list[Shard]], summaries: Mapping[str, CorpusSummary], config: FitConfig,
+    doctor: Mapping[str, Any],
+) -> Guardrail:  # fmt: skip
+    """Everything after the offline pass: select, quarantine, fit and compare gates, calibrate, freeze.
+
+    `doctor` is what the guardrail records of how the SAE fits.
+    """
     statistics = {
         name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
     }
@@ -98,7 +104,7 @@ def decide(
     _check_splits(clean, summaries)
     results = _fit_gates(clean, config)
     chosen, why = choose_gate(results, config)
-    evidence = _evidence(results, why, clean, summaries, contamination) | {"topk": topk}
+    evidence = _evidence(results, why, clean, summaries, contamination) | {"topk": topk, "doctor": doctor}
     if contamination and contamination.outliers:
         other = _Splits.of(windows, frozenset() if config.quarantine else contamination.outliers)
         evidence["threshold_other_way"] = _other_way(chosen, other, config)
@@ -175,8 +181,8 @@ def _check_splits(splits: _Splits, names: Iterable[str]) -> None:
 def _encoder(
     sae: SparseAutoencoder, ids: list[int], shards: Sequence[Shard], config: FitConfig
 ) -> tuple[SlimEncoder, dict[str, Any] | None]:
-    """The slim encoder; for TopK with fixed thresholds, also how well they agree with exact TopK."""
-    if not isinstance(sae.activation, TopK) or config.topk == "exact":
+    """The slim encoder; for TopK also which way it is carried, and how well fixed thresholds agree with exact TopK."""
+    if not isinstance(sae.activation, TopK):
         return slim(sae, ids), None
     tokens = [w.hidden[w.masks.valid[0]].float() for shard in shards for w in shard.windows()]
     hidden = torch.cat(tokens)
@@ -184,7 +190,8 @@ def _encoder(
     half = len(hidden) // 2
     thresholds = topk_thresholds(sae, ids, hidden[:half])
     agreement = topk_agreement(sae, ids, thresholds, hidden[half:])
-    return slim(sae, ids, topk_thresholds=thresholds), {"mode": "threshold", **vars(agreement)}
+    carried = slim(sae, ids, topk_thresholds=None if config.topk == "exact" else thresholds)
+    return carried, {"mode": config.topk, **vars(agreement)}
 
 
 def _contamination(windows: Sequence[ReadWindow], config: FitConfig) -> Contamination | None:
@@ -274,6 +281,8 @@ def _freeze(
     )  # fmt: skip
     return Guardrail(
         layer=task.layer,
+        hook=task.sae.hook,
+        hook_out=task.sae.hook_out,
         model=model_fingerprint(task.model),
         tokenizer=tokenizer_fingerprint(task.tokenizer),
         sae={

@@ -11,6 +11,7 @@ import torch
 
 from saeguard.guardrail import Guardrail
 from saeguard.intervention import Verdict
+from saeguard.model import input_device
 from saeguard.windows import bos_ids, chat_ids
 
 REFUSAL = "I cannot help with that topic."
@@ -48,7 +49,7 @@ def answer(
     model: Any, tokenizer: Any, prompt: str | Sequence[Message], guardrail: Guardrail | None, how: Generation
 ) -> Answer:
     """One answer. Under the action `refuse` a triggered answer is replaced by `REFUSAL`."""
-    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=input_device(model))
     sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
     with nullcontext() if guardrail is None else guardrail.attach(model, tokenizer) as guard:
         out = model.generate(

@@ -20,7 +20,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Options of every command that runs a model."""
     parser.add_argument("--json", action="store_true", help="print one JSON object for machines")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the GPU where there is one)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, ..., or map: spread over all there are (default: the GPU, if any)",
+    )
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
                         help="default: bfloat16 where the hardware computes in it")  # fmt: skip
 

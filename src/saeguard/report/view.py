@@ -13,6 +13,7 @@ from typing import Any, Self
 from saeguard.calibration import Rate
 from saeguard.gate import Cusum, Evidence, Gate
 from saeguard.guardrail import Guardrail
+from saeguard.hookpoints import DESCRIPTIONS
 from saeguard.rule import Rule
 from saeguard.sample import FORGET
 from saeguard.selection import SelectedFeature
@@ -206,7 +207,7 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
     encoder = f"{sae.get('activation', '?')}, {number(sae.get('d_sae'))} features; {sae.get('fingerprint', '?')}"
     rows = [
         ("Model", f"{model_name(guardrail)} ({kind}; weights {guardrail.model.get('weights', '?')})"),
-        ("Layer", f"{guardrail.layer}: the residual stream that leaves decoder block {guardrail.layer}"),
+        ("Layer", f"{guardrail.layer}, counted from 0: {DESCRIPTIONS[guardrail.hook]}"),
         ("SAE", f"{visible(str(sae.get('source', '?')))} ({encoder})"),
         ("Features", f"{len(rule.features)} selected, {clamped} of them clamped"),
         ("Gate", describe_gate(rule.gate)),
@@ -214,10 +215,10 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
         ("Action", ACTIONS[rule.action]),
         ("Clamp", f"{clamp.kind}, c = {number(clamp.c)} ({number(clamp.strength)} times the median residual norm)"),
     ]  # fmt: skip
-    if topk := rule.evidence.get("topk"):
-        rows.append(("TopK", f"fixed thresholds, agreement with exact TopK {percent(topk['agreement'])}"))
-    elif rule.encoder.k is not None:
-        rows.append(("TopK", f"exact: the whole encoder travels with the guardrail (k = {rule.encoder.k})"))
+    if rule.encoder.k is not None or rule.evidence.get("topk"):
+        rows.append(("TopK", _describe_topk(rule)))
+    if doctor := rule.evidence.get("doctor"):
+        rows.append(("SAE fits?", describe_doctor(doctor)))
     if windows := rule.evidence.get("windows"):
         rows.append(("Text", ", ".join(f"{number(windows[split])} windows to {use}" for split, use in _USES.items())))
     versions = ", ".join(f"{name} {version}" for name, version in guardrail.versions.items())
@@ -225,6 +226,14 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
 
 
 _USES = {"fit": "fit on", "calibration": "calibrate on", "test": "test on"}
+
+
+def describe_doctor(doctor: Mapping[str, Any]) -> str:
+    """The verdict, and what speaks against the SAE."""
+    against = [finding for finding in doctor["findings"] if finding["level"] != "note"]
+    said = "; ".join(f"{finding['what']}: {finding['found']}" for finding in against)
+    verdict = doctor["verdict"] + (" (forced)" if doctor["forced"] else "")
+    return visible(f"{verdict}: {said}" if said else verdict)
 
 
 def describe_gate(gate: Gate) -> str:
@@ -258,3 +267,13 @@ def describe_method(rule: Rule) -> str:
     if (level := alpha(rule)) is not None:
         return f", split conformal at alpha = {level:g} for every retain corpus and length{by}"
     return f", the {summary['method'].get('p_dyn', 0):g}th percentile of the retain windows"
+
+
+def _describe_topk(rule: Rule) -> str:
+    """Which way TopK is carried, and what the other way would be like."""
+    measured = rule.evidence.get("topk") or {}
+    agreement = f"agree with exact TopK at {percent(measured['agreement'])}" if "agreement" in measured else ""
+    if rule.encoder.k is None:
+        return f"fixed thresholds, which {agreement}"
+    exact = f"exact: the whole encoder travels with the guardrail (k = {rule.encoder.k})"
+    return f"{exact}; fixed thresholds would {agreement}" if agreement else exact

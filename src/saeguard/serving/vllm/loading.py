@@ -57,9 +57,14 @@ def parse_guardrails(text: str) -> dict[str, str]:
 
 
 def load_guardrails(folders: Mapping[str, str], tokenizer: str) -> Loaded:
-    """Read guardrails and tokenizer. Raises an `ArtifactError`, or `EngineError` for a gate that looks ahead."""
+    """Read guardrails and tokenizer. Raises an `ArtifactError`, or `EngineError` for what an engine cannot guard."""
     guardrails = {name: Guardrail.from_pretrained(folder) for name, folder in folders.items()}
     for name, guardrail in guardrails.items():
+        if (guardrail.hook, guardrail.hook_out) != ("resid_post", "resid_post"):
+            raise EngineError.mismatch(
+                f"hook point of guardrail {name}", found=f"{guardrail.hook} to {guardrail.hook_out}",
+                expected="resid_post", fix="vLLM fuses the parts of a layer; there only what leaves it is guarded.",
+            )  # fmt: skip
         if any(rule.gate.moment == "block" for rule in guardrail.rules):
             raise EngineError(
                 f"guardrail {name} decides by block: from the end of a prompt for all its tokens. An engine that reads "

@@ -21,7 +21,6 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.platforms import current_platform
 
 from saeguard.errors import EngineError
-from saeguard.model import decoder_layers
 from saeguard.serving.vllm.book import Book, as_dict
 from saeguard.serving.vllm.engine import KEY
 from saeguard.serving.vllm.graph import GraphGuard
@@ -63,6 +62,15 @@ class GuardedLayer(nn.Module):
         if residual is None:
             return torch.where(where, new, stream)
         return torch.where(where, new, output[0]), residual.masked_fill(where, 0.0)
+
+
+def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
+    """The list of decoder layers of one of vLLM's models: of all lists of `count` modules, the outermost one."""
+    lists = [(name.count("."), name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    found = [one for one in lists if len(one[2]) == count]
+    if not found:
+        raise EngineError(f"{type(model).__name__} holds no list of {count} decoder layers")
+    return min(found, key=lambda one: one[:2])[2]
 
 
 def stream_of(output: Any) -> tuple[Tensor, Tensor | None]:
@@ -131,7 +139,8 @@ class GuardedWorker(Worker):
         if not self.vllm_config.model_config.enforce_eager:
             tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
             make = partial(GraphGuard, slots=slots, device=self.model_runner.device, tokens=tokens)
-        layers = decoder_layers(self.model_runner.get_model())
+        count = self.vllm_config.model_config.hf_text_config.num_hidden_layers
+        layers = decoder_layers(self.model_runner.get_model(), count)
         guarded: list[GuardedLayer] = []
         for index, rules in self.loaded.rules().items():
             if isinstance(layers[index], PPMissingLayer):
