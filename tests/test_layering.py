@@ -99,6 +99,14 @@ def test_only_a_few_modules_know_transformers():
     assert {module for module in MODULES if "transformers" in packages(module, lazy=True)} <= KNOW_TRANSFORMERS
 
 
+def test_only_one_module_knows_vllms_insides():
+    users = {module for module in MODULES if "vllm" in packages(module, lazy=True)}
+    assert users == {f"serving.vllm.{name}" for name in ("engine", "worker", "offline", "endpoint", "launch")}
+    inside = {name: {i for i in imports(name, lazy=True) if i.startswith("vllm.v1")} for name in MODULES}
+    assert {name for name, found in inside.items() if found} == {"serving.vllm.worker"}
+    assert "vllm" not in packages("serving.vllm.plugin")
+
+
 def test_only_hooks_registers_hooks():
     users = {module for module, path in MODULES.items() if any(name in path.read_text("utf-8") for name in HOOKS)}
     assert users == {"hooks"}

@@ -14,6 +14,8 @@
     ├── ExplanationError                explanations that cannot be read or do not belong to the SAE
     ├── EndpointError                   a language model that was asked for descriptions and gave none
     ├── AttachError                     a guardrail that cannot act as calibrated: it refuses to run
+    ├── EngineError                     an inference engine in a state that cannot be guarded
+    │   └── ProofError                  the start-up proof failed: the guard does not act in this engine
     ├── ArtifactError                   a guardrail folder that cannot be used
     │   ├── ArtifactDamagedError        missing, truncated or altered files
     │   ├── ArtifactVersionError        written in a format this version does not read
@@ -98,6 +100,14 @@ class EndpointError(GuardrailError):
 
 class AttachError(GuardrailError):
     """The guardrail cannot act exactly as it was calibrated, so it refuses to run."""
+
+
+class EngineError(GuardrailError):
+    """An inference engine, its version or its settings, that cannot be guarded."""
+
+
+class ProofError(EngineError):
+    """The start-up proof was not given, or failed."""
 
 
 class ArtifactError(GuardrailError):

@@ -39,6 +39,14 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str = "auto")
     return (model if placed else model.to(device)).eval(), tokenizer
 
 
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a hub id or a folder. Raises `ModelError`."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load the tokenizer of {source}: {error}") from error
+
+
 def pick_device(device: str) -> str:
     """`auto` is the GPU where there is one."""
     if device != "auto":
