@@ -136,7 +136,7 @@ def test_sequence_judges_after_every_step(run, folder, tmp_path):
         "--sae", folder / "sae", "--layer", LAYER, "--forget", f"forget={folder / 'forget.jsonl'}",
         f"kitchen={folder / 'kitchen.jsonl'}", "--retain", f"garden={folder / 'garden.jsonl'}",
         f"kitchen={folder / 'kitchen.jsonl'}", "--n", 4, "--p-ratio", 50, "--alpha", 0.4, "--lengths", 128,
-        "--gate", "density", "--no-chat", "--out", tmp_path / "both",
+        "--gate", "density", "--no-chat", "--force", "--out", tmp_path / "both",
     ]  # fmt: skip
     status, result, _ = run("sequence", *words, "--json")
     assert status == 0
