@@ -136,8 +136,8 @@ def test_json_of_another_kind(saved, text):
 
 
 def test_another_format_version_is_refused_by_name(saved):
-    change_json(saved, lambda content: content.update(format_version=2))
-    with pytest.raises(ArtifactVersionError, match="found 2, expected 1") as caught:
+    change_json(saved, lambda content: content.update(format_version=FORMAT_VERSION + 1))
+    with pytest.raises(ArtifactVersionError, match=f"found {FORMAT_VERSION + 1}, expected {FORMAT_VERSION}") as caught:
         Guardrail.from_pretrained(saved)
     assert (caught.value.found, caught.value.expected) == (2, 1)
 
