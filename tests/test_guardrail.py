@@ -12,7 +12,7 @@ import torch
 
 from conftest import make_guardrail, make_model, make_sae, make_tokenizer
 from saeguard import artifact as module
-from saeguard.artifact import CARD_FILE, JSON_FILE, TENSOR_FILE
+from saeguard.artifact import CARD_FILE, FORMAT_VERSION, JSON_FILE, TENSOR_FILE
 from saeguard.clamp import Clamp
 from saeguard.errors import (
     ArtifactDamagedError,
@@ -139,7 +139,7 @@ def test_another_format_version_is_refused_by_name(saved):
     change_json(saved, lambda content: content.update(format_version=FORMAT_VERSION + 1))
     with pytest.raises(ArtifactVersionError, match=f"found {FORMAT_VERSION + 1}, expected {FORMAT_VERSION}") as caught:
         Guardrail.from_pretrained(saved)
-    assert (caught.value.found, caught.value.expected) == (2, 1)
+    assert (caught.value.found, caught.value.expected) == (FORMAT_VERSION + 1, FORMAT_VERSION)
 
 
 BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
