@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 
 from conftest import D_SAE, make_sae
+from saeguard.embedded import EXPLANATIONS, HUB_ID, embedded_sae
+from saeguard.embedded import LAYER as EMBEDDED_LAYER
 from saeguard.errors import ExplanationError
 from saeguard.explanations import Explanation, read_explanations
+from saeguard.matching import by_words
 
 LAYER = 2
 MODEL = "owner/tiny-llama-1b"
@@ -183,3 +186,12 @@ class TestBelonging:
         found.check(one, LAYER, MODEL)
         with pytest.raises(ExplanationError, match="fingerprint"):
             found.check(other, LAYER, MODEL)
+
+
+def test_the_explanations_of_the_package_are_of_its_sae():
+    sae, found = embedded_sae(), read_explanations(EXPLANATIONS)
+    found.check(sae, EMBEDDED_LAYER, HUB_ID)
+    assert (found.empty, found.repeated) == (0, 0)
+    assert len({row.feature for row in found.rows}) == sae.d_sae
+    assert EXPLANATIONS.stat().st_size < 600_000
+    assert len(by_words(found.rows, "planets, stars and space")) >= 40
