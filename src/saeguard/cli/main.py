@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from saeguard.errors import GuardrailError, UsageError
 
-COMMANDS = ("quickstart", "fit", "inspect", "generate", "chat", "merge", "train-sae", "bench")
+COMMANDS = ("quickstart", "fit", "inspect", "generate", "chat", "serve", "merge", "train-sae", "bench")
 
 
 def parser() -> argparse.ArgumentParser:

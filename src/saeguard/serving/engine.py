@@ -95,11 +95,15 @@ class Engine:
             self._cancelled.add(job)
             self._change.notify()
 
-    def stop(self, grace: float) -> None:
-        """Take no more jobs; after `grace` seconds those unfinished fail. Returns when the thread has ended."""
+    def drain(self) -> None:
+        """Take no more jobs; finish those there are, then end."""
         with self._change:
             self._stopping = True
             self._change.notify()
+
+    def stop(self, grace: float) -> None:
+        """Drain; after `grace` seconds those unfinished fail. Returns when the thread has ended."""
+        self.drain()
         self._thread.join(grace)
         if self._thread.is_alive():
             self.fault = STOPPED
