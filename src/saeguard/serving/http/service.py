@@ -96,7 +96,10 @@ class Call:
             metrics.sequence(answer.readings)
         if status == CLIENT_GONE:
             metrics.disconnect()
-        read, written = (self.ask.prompt_tokens if self.ask else 0), sum(len(answer.tokens) for answer in answers)
+        read, written = (
+            (self.ask.prompt_tokens if self.ask else 0),
+            sum(max(answer.drawn, len(answer.tokens)) for answer in answers),
+        )
         metrics.tokens(read, written)
         triggered = sorted({r.id for answer in answers for r in answer.readings if r.verdict.triggered})
         texts = {"prompt": self.prompt, "answers": [answer.text for answer in answers]}
