@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from saeguard.serving.policy import load_guardrails
 
     try:
-        from saeguard.serving.http.server import serve, service
+        from saeguard.serving.http.server import Server, service
         from saeguard.serving.http.service import read_keys
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is missing. Install the server with: pip install 'saeguard[serve]'") from error
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
             if args.json:
                 emit(figures)
 
-        serve(running, ready, started)
+        Server(running, ready, started).run()
 
 
 def serve_config(args: argparse.Namespace) -> ServeConfig:

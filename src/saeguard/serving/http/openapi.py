@@ -12,8 +12,8 @@ from saeguard.serving.http.schema import ChatRequest, CompletionRequest
 
 REFUSALS = {
     "400": "not understood, or past a limit", "401": "no key, or a wrong one", "403": "guardrails cannot be chosen",
-    "404": "no such model or guardrail", "408": "took too long", "413": "too large", "429": "no room to wait",
-    "503": "shutting down, or the engine has failed",
+    "404": "no such model or guardrail", "408": "took too long", "413": "too large", "415": "not JSON",
+    "429": "no room to wait", "503": "shutting down, or the engine has failed",
 }  # fmt: skip
 ANSWER = {
     "type": "object",

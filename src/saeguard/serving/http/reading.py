@@ -23,6 +23,9 @@ class ClientGone(Exception):
 
 async def read_body(request: Request, *, most: int, seconds: float) -> bytes:
     """The body, of at most `most` bytes, come in within `seconds`. Raises `ApiError`, or `ClientGone`."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # Any web page may have a browser send the other types here, without asking this server first.
+        raise ApiError(415, "Send JSON, with Content-Type: application/json.", code="unsupported_media_type")
     declared = request.headers.get("content-length", "0")
     too_large = ApiError(413, f"The request is larger than {most} bytes.", code="request_too_large")
     if declared.isdecimal() and int(declared) > most:

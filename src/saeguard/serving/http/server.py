@@ -59,43 +59,45 @@ def service(
             engine.stop(grace=0)
 
 
-def serve(running: Service, ready: Callable[[Ready], None], started: float) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then finish those that run; `ready` is called when the port is open."""
-    config = running.config
-    listener = _listen(config)
-    host, port = listener.getsockname()[:2]
-    settings = uvicorn.Config(
-        build_app(running), lifespan="off", log_config=None, access_log=False, server_header=False,
-        timeout_graceful_shutdown=max(1, round(config.grace_seconds)),
-    )  # fmt: skip
-    names = tuple(running.guardrails)
+class Server(uvicorn.Server):
+    """Answers requests from `run` until SIGTERM, Ctrl-C or `stop`; then it refuses new ones and finishes those that run.
 
-    def opened() -> None:
-        shown = f"[{host}]" if ":" in host else host
-        ready(Ready(f"http://{shown}:{port}", running.name, names, time.perf_counter() - started))
+    `ready` is called when the port is open. Raises `EngineError` for an address that cannot be listened on.
+    """
 
-    server = _Server(settings, running.engine, opened)
-    server.run(sockets=[listener])
-    running.log.write("stopped")
+    def __init__(self, running: Service, ready: Callable[[Ready], None], started: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                build_app(running), lifespan="off", log_config=None, access_log=False, server_header=False,
+                timeout_graceful_shutdown=max(1, round(running.config.grace_seconds)),
+            )
+        )  # fmt: skip
+        self._running, self._ready, self._started = running, ready, started
+        self._listener = _listen(running.config)
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run(sockets or [self._listener])
+        self._running.log.write("stopped")
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which refuses new work as soon as it is told to stop, and then ends without a signal."""
-
-    def __init__(self, config: uvicorn.Config, engine: Engine, opened: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._engine, self._opened = engine, opened
+    def stop(self) -> None:
+        """From any thread: take no more requests, finish those that run, return from `run`."""
+        self._running.engine.drain()
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._opened()
+        host, port = self._listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        seconds = time.perf_counter() - self._started
+        self._ready(Ready(url, self._running.name, tuple(self._running.guardrails), seconds))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._engine.drain()
+        self._running.engine.drain()
         super().handle_exit(sig, frame)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal again at the end, so that a server told to stop would seem to be killed.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
