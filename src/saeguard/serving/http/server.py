@@ -60,7 +60,7 @@ def service(
 
 
 class Server(uvicorn.Server):
-    """Answers requests from `run` until SIGTERM, Ctrl-C or `stop`; then it refuses new ones and finishes those that run.
+    """Answers from `run` until SIGTERM, Ctrl-C or `stop`, then refuses new requests and finishes those that run.
 
     `ready` is called when the port is open. Raises `EngineError` for an address that cannot be listened on.
     """
