@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compute what is expected, load the server, compare; then the throughput in pairs. `--pairs 0` leaves those out."""
+    """Compute what is expected, load the server, compare; then throughput in pairs (`--pairs 0`: none)."""
     from saeguard import Guardrail
     from saeguard.bench_pairs import throughput_pairs
     from saeguard.bench_serve import Load, cases, judge_others, report
