@@ -11,15 +11,16 @@ from saeguard.windows import bos_ids
 
 
 def proof_texts(gate: Gate, threshold: float, windows: Sequence[ReadWindow], tokenizer: Any) -> dict[str, str] | None:
-    """`fires`, the forget text that reads highest, and `silent`, the retain text in the middle; None without both.
+    """`fires`, the forget text (without any: the text) that reads highest, and `silent`, the retain text in the middle.
 
-    Only windows whose text gives their ids again are taken: a server begins with the text.
+    None where the one does not fire or the other does. Only windows whose text gives their ids again are taken: a
+    server begins with the text.
     """
     front = bos_ids(tokenizer)
     plain = [w for w in windows if w.ids.tolist() == front + tokenizer(w.text, add_special_tokens=False)["input_ids"]]
     read = sorted(zip(statistics(gate, trajectories(gate, plain)), plain, strict=True), key=lambda pair: pair[0])
-    forget = [(value, window) for value, window in read if window.corpus == FORGET and value > threshold]
-    retain = [(value, window) for value, window in read if window.corpus != FORGET and value <= threshold]
-    if not forget or not retain:
+    topic = [pair for pair in read if pair[1].corpus == FORGET] or read
+    others = [pair for pair in read if pair[1].corpus != FORGET]
+    if not others or topic[-1][0] <= threshold or others[len(others) // 2][0] > threshold:
         return None
-    return {"fires": forget[-1][1].text, "silent": retain[len(retain) // 2][1].text}
+    return {"fires": topic[-1][1].text, "silent": others[len(others) // 2][1].text}

@@ -13,6 +13,7 @@ BENCHES = {
     "overhead": "forward passes with and without a guardrail, in pairs",
     "fit": "throughput of the offline pass against the bare truncated forward pass, and its memory",
     "serve": "a server under many clients, each answer compared with the one-by-one result; guarded against unguarded",
+    "load": "time and memory to read an SAE from each format (writes 300 MB at a time to a temporary folder)",
 }
 
 
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
         _fit(args)
     elif args.name == "serve":
         bench_serve.run(args)
+    elif args.name == "load":
+        _load(args)
     else:
         raise UsageError(f"which benchmark? Expected one of: {', '.join(BENCHES)}")
 
@@ -84,3 +87,24 @@ def _fit(args: argparse.Namespace) -> None:
         emit(row)
     else:
         console().print("\n".join(f"{name:24} {value:,.2f}" for name, value in row.items()))
+
+
+def _load(args: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from saeguard.bench_load import FORMATS, load_times
+    from saeguard.progress import progress
+
+    rows = []
+    with progress("loading", len(FORMATS), unit="formats") as advance:
+        for row in load_times():
+            rows.append(row)
+            advance(1)
+    if args.json:
+        emit({"load": rows})
+        return
+    table = Table("format", "file MB", "seconds", "CPU seconds", "peak memory growth / file")
+    for row in rows:
+        figures = (f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{row['memory']:.2f}")
+        table.add_row(row["format"], f"{row['megabytes']:.0f}", *figures)
+    console().print(table)
