@@ -84,9 +84,18 @@ class TestGuardrail:
         assert set(evidence["corpora"]) == {"forget", "kitchen", "garden"}
         assert all(evidence["windows"][split] > 0 for split in ("fit", "calibration", "test"))
         assert set(evidence["passages"]) == {str(feature) for feature in fitted.features}
+        assert set(evidence["proof"]) == {"fires", "silent"}
         assert evidence["median_residual_norm"] == pytest.approx(fitted.clamp.c / SMALL.strength)
         for feature in fitted.rule.selected:
             assert set(feature.firing_rates) == {"forget", "kitchen", "garden"}
+
+    def test_its_proof_holds_in_a_pass_of_its_own(self, fitted, llama, tokenizer):
+        with fitted.attach(llama, tokenizer) as guard:
+            fires, silent = (
+                guard.judge(torch.tensor([tokenizer(fitted.evidence["proof"][name])["input_ids"]]))[0].triggered
+                for name in ("fires", "silent")
+            )
+        assert (fires, silent) == (True, False)
 
     def test_it_tells_the_topics_apart(self, fitted, llama, tokenizer):
         unseen = passages("forget", 40, seed=1), passages("kitchen", 40, seed=1)

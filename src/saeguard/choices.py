@@ -19,6 +19,9 @@ Hook = Literal["resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_ou
 and after their projection, the residual stream between attention and MLP, what goes into the MLP (normalised) and what
 it adds, the residual stream after the block."""
 
+REFUSAL = "I cannot help with that topic."
+"""What takes the place of an answer under the action `refuse`."""
+
 
 @dataclass(frozen=True)
 class GivenFeatures:

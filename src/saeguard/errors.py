@@ -16,6 +16,8 @@
     ├── AttachError                     a guardrail that cannot act as calibrated: it refuses to run
     ├── EngineError                     an inference engine in a state that cannot be guarded
     │   └── ProofError                  the start-up proof failed: the guard does not act in this engine
+    ├── OverloadedError                 a server that has no room for a request now
+    ├── UnavailableError                a server that takes no more requests
     ├── ArtifactError                   a guardrail folder that cannot be used
     │   ├── ArtifactDamagedError        missing, truncated or altered files
     │   ├── ArtifactVersionError        written in a format this version does not read
@@ -108,6 +110,14 @@ class EngineError(GuardrailError):
 
 class ProofError(EngineError):
     """The start-up proof was not given, or failed."""
+
+
+class OverloadedError(GuardrailError):
+    """A server that has no room for a request now."""
+
+
+class UnavailableError(GuardrailError):
+    """A server that takes no more requests: it is shutting down, or its engine has failed."""
 
 
 class ArtifactError(GuardrailError):

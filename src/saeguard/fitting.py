@@ -34,6 +34,7 @@ from saeguard.guardrail import Guardrail
 from saeguard.model import model_fingerprint, tokenizer_fingerprint
 from saeguard.passages import top_passages
 from saeguard.progress import progress
+from saeguard.proof import proof_texts
 from saeguard.rule import Rule
 from saeguard.sae.autoencoder import SparseAutoencoder, TopK
 from saeguard.sae.slim import SlimEncoder, slim, topk_agreement, topk_thresholds
@@ -108,6 +109,7 @@ def decide(
     if contamination and contamination.outliers:
         other = Splits.of(windows, frozenset() if config.quarantine else contamination.outliers)
         evidence["threshold_other_way"] = _other_way(chosen, other, config)
+    evidence["proof"] = proof_texts(chosen.gate, chosen.threshold, clean.test, task.tokenizer)
     norm = median(window.norm for window in clean.fit)
     return _freeze(task, selected, encoder, chosen, evidence, norm, windows, config)
 

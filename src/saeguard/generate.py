@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
+from saeguard.choices import REFUSAL as REFUSAL
 from saeguard.guardrail import Guardrail
 from saeguard.intervention import Verdict
 from saeguard.model import input_device
 from saeguard.windows import bos_ids, chat_ids
-
-REFUSAL = "I cannot help with that topic."
 
 Message = dict[str, str]
 

@@ -9,7 +9,7 @@ sees never depends on whether it has clamped.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,23 +29,8 @@ from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.sequences import RuleTrack, Track, recall, remember
 from saeguard.tokens import TokenMasks, attended_tokens, special_token_ids, token_masks, without_padding
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one rule decided on one sequence.
-
-    `statistic` is the largest so far (or the last, for a gate that decides by block); `first_token` is the index,
-    counted from the sequence's first token, at which it triggered, else None; `features` are the ids of the
-    selected features that were active, most frequent first.
-    """
-
-    rule: str
-    statistic: float
-    threshold: float
-    triggered: bool
-    first_token: int | None
-    features: tuple[int, ...]
+from saeguard.verdicts import Verdict as Verdict
+from saeguard.verdicts import verdicts
 
 
 class Guard:
@@ -60,6 +45,8 @@ class Guard:
         self._live = cache(self._rules_on)
         self._pass: _Pass | None = None
         self._tracks: dict[str, Track] = {}
+        self.clamping: Tensor | None = None
+        """Which rules may clamp which rows (rows, rules) of the passes to come; None: all of them. Gates read on."""
 
     def _rules_on(self, device: torch.device) -> tuple[list[_LiveRule], Tensor]:
         """The rules and the ids of special tokens, on the device on which the layer turns out to run."""
@@ -76,7 +63,14 @@ class Guard:
     def all_verdicts(self) -> list[list[Verdict]]:
         """For each sequence of the last pass, the verdict of every rule."""
         track = self._tracks.get(self._key)
-        return [] if track is None else _verdicts(track, self._live(track.attended.device)[0])
+        return [] if track is None else verdicts(track, self.guardrail.rules)
+
+    def track(self, kv: Cache, rows: int) -> Track:
+        """What is known of the sequences in a cache of that many rows, all of whose tokens this guard has seen."""
+        track = recall(kv, self._key, rows)
+        if track is None:
+            raise AttachError("the cache is empty: nothing is known of its sequences")
+        return track
 
     def judge(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Verdict]:
         """Verdicts on whole token sequences (batch, tokens), by a pass that stops at the guarded layer.
@@ -136,6 +130,8 @@ class Guard:
             record = rule.read(hidden, a, masks, None if now.track is None else now.track.rules[i])
             records.append(record)
             hot = rule.hot(a, masks) & record.triggered
+            if self.clamping is not None:
+                hot &= self.clamping[:, i, None].to(hot.device)
             if rule.clamps and bool(hot.any()):
                 change = torch.where(hot[..., None], rule.delta(a), 0.0)
                 delta = change if delta is None else delta + change
@@ -266,35 +262,3 @@ def _gate_to(gate: Gate, device: torch.device) -> Gate:
         return gate
     moved = type(scorer)(scorer.weights.to(device), scorer.bias)
     return Gate(moved, gate.accumulator, gate.moment, gate.counts, gate.latch)
-
-
-def _verdicts(track: Track, rules: Sequence[_LiveRule]) -> list[list[Verdict]]:
-    verdicts: list[list[Verdict]] = []
-    widths = [len(rule.rule.selected) for rule in rules]
-    for row in range(len(track.attended)):
-        attended = track.attended[row].cpu()
-        active = torch.split(track.active[row].sum(dim=0).cpu(), widths)
-        verdicts.append([
-            _verdict(rule, _one_row(record, row), attended, counts)
-            for rule, record, counts in zip(rules, track.rules, active, strict=True)
-        ])  # fmt: skip
-    return verdicts
-
-
-def _one_row(record: RuleTrack, row: int) -> RuleTrack:
-    """(1, tokens) of one row, on the CPU."""
-    return record.map(lambda part: part[row : row + 1].cpu())
-
-
-def _verdict(live: _LiveRule, record: RuleTrack, attended: Tensor, counts: Tensor) -> Verdict:
-    """The verdict of one row, (1, tokens) in `record`; padding triggers nothing, though a block decides for it too."""
-    triggered = record.triggered[0, attended]
-    order = counts.sort(descending=True, stable=True)
-    return Verdict(
-        rule=live.rule.name,
-        statistic=float(live.gate.sequence_statistic(record.statistics)),
-        threshold=live.rule.threshold,
-        triggered=bool(triggered.any()),
-        first_token=int(triggered.float().argmax()) if bool(triggered.any()) else None,
-        features=tuple(live.rule.features[i] for i, hits in zip(order.indices, order.values, strict=True) if hits > 0),
-    )

@@ -21,6 +21,7 @@ COMMANDS = (
     "inspect",
     "generate",
     "chat",
+    "serve",
     "eval",
     "sweep",
     "sequence",
