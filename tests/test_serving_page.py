@@ -211,13 +211,13 @@ class Visit:
 
     def ask(self, text: str) -> None:
         """Type, press Enter, wait for the answers."""
-        sides = self.page.locator(".side").count()
-        self.page.evaluate("document.querySelectorAll('.side').forEach((side) => delete side.dataset.state)")
         self.page.fill("#prompt", text)
         self.page.press("#prompt", "Enter")
-        self.page.wait_for_function(
-            f"document.querySelectorAll('.side[data-state=done]').length === {sides} && !document.all.send.disabled"
-        )
+        self.wait()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        self.page.wait_for_selector("#send:enabled")
 
     def side(self, name: str) -> Any:
         return self.page.locator(f".side[data-side={name}]")
@@ -295,7 +295,7 @@ def test_a_conversation_goes_on_until_a_new_one_is_begun(visit):
     assert SENTENCES[2] in visit.side("guarded").locator(".prompt").text_content()
     assert len(visit.tokens("guarded")) > once
     visit.page.click("#reset")
-    visit.page.wait_for_function("document.querySelectorAll('.token').length === 0")
+    visit.page.wait_for_selector(".side .token", state="detached")
     visit.ask(SENTENCES[3])
     assert SENTENCES[2] not in visit.side("guarded").locator(".prompt").text_content()
 
@@ -306,7 +306,7 @@ def test_an_answer_can_be_stopped(visit, here):
     visit.page.click("#send")
     visit.page.wait_for_selector(".side[data-side=guarded] .answer .token")
     visit.page.click("#stop")
-    visit.page.wait_for_function("!document.all.send.disabled")
+    visit.wait()
     here.idle()
 
 

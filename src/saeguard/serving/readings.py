@@ -107,7 +107,7 @@ class Guards:
         for guard, places in self._guards:
             last = guard.track(cache, rows).map(lambda part: part[row, -len(attended) :][attended.to(part.device)])
             widths = [len(place.rule.selected) for place in places]
-            for place, record, active in zip(places, last.rules, last.active.split(widths, dim=1), strict=True):
+            for place, record, active in zip(places, last.rules, torch.split(last.active, widths, dim=1), strict=True):
                 columns.append(_token_readings(place, record, active))
         return list(zip(*columns, strict=True))
 
@@ -115,9 +115,13 @@ class Guards:
 def _token_readings(place: _Place, record: RuleTrack, active: Tensor) -> list[TokenReading]:
     """Of one rule, from its record and its active features (tokens, n)."""
     name, ids = place.rule.name.removeprefix(f"{place.id}/"), torch.tensor(place.rule.features)
-    hot = (active.cpu() & place.rule.gate.clamped(len(ids))).any(dim=1).tolist()
-    rows = zip(hot, record.statistics.tolist(), record.triggered.tolist(), active.cpu(), strict=True)
-    return [TokenReading(place.id, name, *known, tuple(ids[on].tolist())) for *known, on in rows]
+    active = active.cpu()
+    hot = (active & place.rule.gate.clamped(len(ids))).any(dim=1).tolist()
+    known = zip(hot, record.statistics.tolist(), record.triggered.tolist(), active, strict=True)
+    return [
+        TokenReading(place.id, name, is_hot, statistic, triggered, tuple(ids[on].tolist()))
+        for is_hot, statistic, triggered, on in known
+    ]
 
 
 def _reading(place: _Place, verdict: Verdict, track: Track, index: int, widths: Sequence[int]) -> Reading:

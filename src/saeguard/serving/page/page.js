@@ -56,12 +56,10 @@ class Side {
       if (this.text) this.messages.push({ role: "assistant", content: this.text });
       else this.messages.pop();
       this.draw();
-      this.box.dataset.state = "done";
     }
   }
 
   take(chunk) {
-    this.box.dataset.state = "running";
     for (const { tokens } of chunk.saeguard_trace ?? []) tokens.forEach((token) => this.read(token));
     if (chunk.saeguard_trace && !this.promptTokens) this.promptTokens = this.tokens.length;
     for (const { delta } of chunk.choices) this.text += delta.content ?? "";
