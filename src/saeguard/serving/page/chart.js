@@ -34,11 +34,11 @@ function drawChart(box, { statistics, threshold, first, promptTokens, label }) {
     figure.append(svg("text", { x: at, y: HEIGHT - 4, "text-anchor": anchor }, "answer"));
   }
   figure.append(svg("line", { class: "threshold", ...across, y1: y(threshold), y2: y(threshold) }));
-  const name = `threshold ${threshold.toPrecision(3)}`;
-  figure.append(svg("text", { class: "bound", x: MARGIN.left, y: y(threshold) - 5 }, name));
   figure.append(svg("polyline", { class: "statistic", points: points.filter((point) => point).join(" ") }));
   if (first >= 0 && statistics[first] !== null) {
     figure.append(svg("circle", { class: "trigger", cx: x(first), cy: y(statistics[first]), r: 5.5 }));
   }
+  const name = `threshold ${threshold.toPrecision(3)}`;
+  figure.append(svg("text", { class: "bound", x: MARGIN.left, y: y(threshold) - 5 }, name));
   box.replaceChildren(figure);
 }

@@ -1,6 +1,6 @@
 "use strict";
 
-const FEATURES_SHOWN = 8;
+const FEATURES_SHOWN = 6;
 const $ = (id) => document.getElementById(id);
 const page = { info: null, sides: [], abort: null };
 
