@@ -32,7 +32,7 @@ from saeguard.selection import SelectionRule
 from saeguard.windows import Windower
 from topics import LAYER, SMALL, corpora, passages, save_all
 
-PAPER = replace(PRESETS["paper"], n=5, p_ratio=50.0, lengths=(24,))
+PAPER = replace(PRESETS["paper"], n=5, p_ratio=50.0, lengths=(24,), force=True)
 FILES = ("guardrail.json", "guardrail.safetensors")
 MEGABYTE = 1024 * 1024
 
@@ -84,9 +84,18 @@ class TestGuardrail:
         assert set(evidence["corpora"]) == {"forget", "kitchen", "garden"}
         assert all(evidence["windows"][split] > 0 for split in ("fit", "calibration", "test"))
         assert set(evidence["passages"]) == {str(feature) for feature in fitted.features}
+        assert set(evidence["proof"]) == {"fires", "silent"}
         assert evidence["median_residual_norm"] == pytest.approx(fitted.clamp.c / SMALL.strength)
         for feature in fitted.rule.selected:
             assert set(feature.firing_rates) == {"forget", "kitchen", "garden"}
+
+    def test_its_proof_holds_in_a_pass_of_its_own(self, fitted, llama, tokenizer):
+        with fitted.attach(llama, tokenizer) as guard:
+            fires, silent = (
+                guard.judge(torch.tensor([tokenizer(fitted.evidence["proof"][name])["input_ids"]]))[0].triggered
+                for name in ("fires", "silent")
+            )
+        assert (fires, silent) == (True, False)
 
     def test_it_tells_the_topics_apart(self, fitted, llama, tokenizer):
         unseen = passages("forget", 40, seed=1), passages("kitchen", 40, seed=1)
@@ -125,10 +134,14 @@ class TestGuardrail:
         guardrail = run(replace(SMALL, gate=gate))
         assert (guardrail.gate.kind, guardrail.evidence["why_this_gate"]) == (gate, "asked for")
 
-    @pytest.mark.parametrize(("topk", "agreement"), [("exact", False), ("threshold", True)])
-    def test_a_topk_sae_says_how_it_is_carried(self, run, topk, agreement):
-        found = run(replace(SMALL, topk=topk), sae=make_sae("topk"))
-        assert (found.evidence["topk"] is not None) == agreement
+    def test_a_topk_sae_says_how_it_is_carried_and_what_the_other_way_would_be_like(self, run, fitted):
+        exact, fixed = (run(replace(SMALL, topk=topk), sae=make_sae("topk")) for topk in ("exact", "threshold"))
+        assert (exact.evidence["topk"]["mode"], exact.rule.encoder.k) == ("exact", 10)
+        assert (fixed.evidence["topk"]["mode"], fixed.rule.encoder.k) == ("threshold", None)
+        assert exact.evidence["topk"] == fixed.evidence["topk"] | {"mode": "exact"}
+        assert 0.2 < exact.evidence["topk"]["agreement"] < 1
+        assert exact.evidence["topk"]["active"] <= exact.evidence["topk"]["tokens"] * len(exact.features)
+        assert fitted.evidence["topk"] is None
 
 
 class TestHookPoint:
@@ -341,7 +354,7 @@ class TestBadInput:
 
     def test_an_sae_of_another_layer(self, run, sae):
         with pytest.raises(errors.SAEMismatchError, match="found 2, expected 1"):
-            run(sae=replace(sae, metadata={"layer": 1}))
+            run(replace(SMALL, force=False), sae=replace(sae, metadata={"layer": 1}))
 
     @pytest.mark.parametrize("bad", [None, 3, ["a"], {"text": "a"}])
     def test_rows_that_are_no_text(self, run, bad, tmp_path):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from conftest import make_guardrail, make_model, make_sae
 from saeguard.errors import ArtifactMismatchError
 from saeguard.guardrail import Guardrail
-from saeguard.model import decoder_layers, entrances, model_fingerprint, residual_stream
+from saeguard.model import decoder_layers, entrances, input_device, load_model, model_fingerprint, residual_stream
 from tiny import generate, hooks_on, prompts, same_verdicts
 
 ROW = prompts(12)[0]
@@ -132,10 +132,21 @@ def test_a_model_spread_over_devices_is_the_model(split: str, tie: bool, tokeniz
     guardrail = always(whole, tokenizer)
     with guardrail.attach(whole, tokenizer):
         expected, text = logits(whole), generate(whole, ROW)
+    whole_stream = residual_stream(whole, 2, ROW, torch.ones_like(ROW))
+    assert torch.equal(residual_stream(spread, 2, ROW, torch.ones_like(ROW)), whole_stream)
+    assert input_device(spread) == torch.device("cpu")
     with guardrail.attach(spread, tokenizer) as guard:
         assert torch.equal(logits(spread), expected)
         assert torch.equal(generate(spread, ROW), text)
         assert guard.verdicts[0].triggered
+
+
+def test_a_folder_is_loaded_spread_over_all_devices(llama: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> None:
+    llama.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    spread, _ = load_model(tmp_path, device="map", dtype="float32")
+    assert torch.equal(logits(spread), logits(llama))
+    assert model_fingerprint(spread)["weights"] == model_fingerprint(llama)["weights"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

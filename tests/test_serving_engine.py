@@ -60,11 +60,13 @@ class Told:
 
 
 @contextmanager
-def engine(model: Any, tokenizer: Any, *guardrails: Guardrail, limits: Limits | None = None) -> Iterator[Engine]:
+def engine(
+    model: Any, tokenizer: Any, *guardrails: Guardrail, limits: Limits | None = None, **options: Any
+) -> Iterator[Engine]:
     """A running engine; its guardrails are called g0, g1, ..."""
     named = [(f"g{i}", guardrail) for i, guardrail in enumerate(guardrails)]
     with attached(named, model, tokenizer) as guards:
-        running = Engine(model, tokenizer, guards, limits or Limits())
+        running = Engine(model, tokenizer, guards, limits or Limits(), **options)
         running.start()
         try:
             yield running
@@ -273,7 +275,7 @@ def test_answers_end_at_stop_strings_and_at_eos(llama, tokenizer, rows):
         assert told.finished().reason == "stop"
         shown = "".join(event.text for event in told.events if isinstance(event, Written | Finished))
         assert shown == text[: text.index(stop)]
-        running._ends = frozenset([tokens[3]])
+    with engine(llama, tokenizer, ends=frozenset([tokens[3]])) as running:
         running.submit([greedy(rows[0], ended)])
         assert ended.finished().reason == "stop"
     assert ended.tokens == tokens[: tokens.index(tokens[3])]

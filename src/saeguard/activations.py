@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saeguard.choices import Hook
 from saeguard.errors import NonFiniteError
 from saeguard.hookpoints import HookPoint
-from saeguard.model import capture
+from saeguard.model import capture, input_device
 from saeguard.tokens import TokenMasks, special_token_ids, token_masks
 from saeguard.windows import Window, batches, pad
 
@@ -39,15 +39,16 @@ def residual_batches(
 ) -> Iterator[ResidualBatch]:  # fmt: skip
     """Run windows through the model up to `layer`. Raises `NonFiniteError` on NaN or infinity."""
     point, stream = HookPoint(layer, hook), HookPoint(layer)
-    device = next(model.parameters()).device
-    special = torch.tensor(special_token_ids(tokenizer), device=device)
+    device = input_device(model)
+    special = torch.tensor(special_token_ids(tokenizer))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     for batch in batches(windows, tokens=batch_tokens):
         input_ids, mask = (tensor.to(device) for tensor in pad(batch, pad_id=pad_id))
         values = capture(model, [*{point, stream}], input_ids, mask)
-        hidden, attended = values[point], mask.bool()
+        hidden = values[point]
+        input_ids, attended = input_ids.to(hidden.device), mask.to(hidden.device).bool()
         check_finite(hidden[attended], point)
-        masks = token_masks(input_ids, attended, special)
+        masks = token_masks(input_ids, attended, special.to(hidden.device))
         yield ResidualBatch(batch, input_ids, hidden, masks, values[stream].float().norm(dim=-1))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Action = Literal["clamp", "refuse", "monitor"]
 ClampKind = Literal["dense", "active"]
 GateChoice = Literal["auto", "density", "evidence", "probe"]
+Role = Literal["topic", "near", "far"]
+"""What a judged domain is to the topic."""
 Moment = Literal["running", "block"]
 TopKMode = Literal["exact", "threshold"]
 
@@ -17,3 +21,15 @@ it adds, the residual stream after the block."""
 
 REFUSAL = "I cannot help with that topic."
 """What takes the place of an answer under the action `refuse`."""
+
+
+@dataclass(frozen=True)
+class GivenFeatures:
+    """Features to use in place of selection, in rank order: by hand, or found by their `explanations` (by id).
+
+    `origin` says how they were found; it goes into the guardrail.
+    """
+
+    ids: tuple[int, ...]
+    explanations: Mapping[int, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=lambda: {"by": "ids"})

@@ -1,4 +1,4 @@
-"""Whether an SAE belongs to a model and a layer, as far as its file says."""
+"""Whether an SAE can be run on a model and a layer at all; whether it belongs there, `saeguard.doctor` finds out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeguard.sae.autoencoder import SparseAutoencoder
 
 
 def check_fits(model: nn.Module, sae: SparseAutoencoder, layer: int) -> None:
-    """Refuse a layer or hook point the model lacks, and an SAE of another width, or trained on another layer."""
+    """Refuse a layer or hook point the model lacks, and an SAE of another width."""
     widths = {sae.hook: sae.W_enc.shape[0], sae.hook_out: sae.W_dec.shape[1]}
     for hook, found in widths.items():
         width = width_of(model, HookPoint(layer, hook))
@@ -20,7 +20,3 @@ def check_fits(model: nn.Module, sae: SparseAutoencoder, layer: int) -> None:
                 f"width of the SAE at {hook}", found=found, expected=f"{width}, that of {type(model).__name__}",
                 fix="Use an SAE trained on this model.",
             )  # fmt: skip
-    if sae.layer is not None and sae.layer != layer:
-        raise SAEMismatchError.mismatch(
-            "layer", found=layer, expected=f"{sae.layer}, on which the SAE was trained", fix=f"Use layer {sae.layer}."
-        )

@@ -24,14 +24,19 @@ from saeguard.tokens import special_token_ids
 
 
 def load_model(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> tuple[PreTrainedModel, Any]:
-    """A causal LM in evaluation mode, and its tokenizer, from a hub id or a folder. Raises `ModelError`."""
-    device = pick_device(device)
+    """A causal LM in evaluation mode, and its tokenizer, from a hub id or a folder. Raises `ModelError`.
+
+    The device `map` spreads the model over all devices there are (accelerate's `device_map="auto"`).
+    """
+    spread = {"device_map": "auto"} if device == "map" else {}
+    device = pick_device("auto" if spread else device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device))
-    except (OSError, ValueError, KeyError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device), **spread)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
-    return model.to(device).eval(), tokenizer
+    placed = bool(spread) or getattr(model, "is_quantized", False)
+    return (model if placed else model.to(device)).eval(), tokenizer
 
 
 def pick_device(device: str) -> str:
@@ -49,6 +54,13 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go in: the device on which the embedding runs, also of a model that accelerate spreads."""
+    embedding: Any = _base(model).get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
 
 
 def text_config(model: nn.Module) -> Any:

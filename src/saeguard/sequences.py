@@ -178,18 +178,24 @@ def new_cache() -> Cache:
     return DynamicCache()
 
 
+def check_joinable(cache: Cache) -> None:
+    """Raises `AttachError` for a filled cache with a layer that keeps anything but all keys and values."""
+    other = next((type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer), None)
+    if other is not None or not cache.layers:
+        raise AttachError.mismatch(
+            "cache of a model whose sequences are written together", found=other or "none",
+            expected="all keys and values of every layer", fix="This model cannot be served here.",
+        )  # fmt: skip
+
+
 def join(cache: Cache, other: Cache) -> None:
     """Put the rows of `other` below those of `cache`, the shorter one padded on the left; the tracks follow.
 
-    Raises `AttachError` for layers that keep anything but all keys and values.
+    Both are joinable.
     """
     length = max(int(one.get_seq_length()) for one in (cache, other))
-    for mine, theirs in zip(cache.layers, other.layers, strict=True):
-        if type(mine) is not DynamicLayer or type(theirs) is not DynamicLayer:
-            raise AttachError.mismatch(
-                "cache of a model that is served in batches", found=type(mine).__name__,
-                expected="all keys and values of every layer", fix="Serve it with --max-batch 1.",
-            )  # fmt: skip
+    layers: Sequence[tuple[Any, Any]] = list(zip(cache.layers, other.layers, strict=True))
+    for mine, theirs in layers:
         mine.keys = torch.cat([_padded(mine.keys, length), _padded(theirs.keys, length)])
         mine.values = torch.cat([_padded(mine.values, length), _padded(theirs.values, length)])
     tracks: dict[str, Track] = getattr(cache, TRACKS, {})

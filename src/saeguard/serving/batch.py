@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saeguard.sequences import cut_left, join, new_cache
+from saeguard.sequences import check_joinable, cut_left, join, new_cache
 from saeguard.serving.job import FinishReason, Row
 from saeguard.serving.readings import Guards, Reading, TokenReading
 
@@ -25,7 +25,7 @@ class Batch:
     def __init__(self, model: Any, guards: Guards, rows: Sequence[Row], *, pad: int) -> None:
         self.rows = list(rows)
         self._model, self._guards = model, guards
-        self._cache = new_cache()
+        self._cache, self._checked = new_cache(), False
         width = max(len(row.job.ids) for row in rows)
         gaps = [width - len(row.job.ids) for row in rows]
         ids = [[pad] * gap + list(row.job.ids) for gap, row in zip(gaps, rows, strict=True)]
@@ -43,6 +43,9 @@ class Batch:
             input_ids=self._next, attention_mask=self._mask, position_ids=positions,
             past_key_values=self._cache, use_cache=True, **self._options,
         )  # fmt: skip
+        if not self._checked:
+            check_joinable(self._cache)
+            self._checked = True
         logits: Tensor = out.logits[:, -1].float()
         return logits
 

@@ -41,12 +41,15 @@ class Limits:
 
 
 class Engine:
-    """Writes jobs on a thread of its own, from `start` to `stop`."""
+    """Writes jobs on a thread of its own, from `start` to `stop`. `ends` are the tokens that end an answer, by
+    default the model's own."""
 
-    def __init__(self, model: Any, tokenizer: Any, guards: Guards, limits: Limits) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, guards: Guards, limits: Limits, *, ends: frozenset[int] | None = None
+    ) -> None:
         self.fault: str | None = None
         self._model, self._tokenizer, self._guards, self._limits = model, tokenizer, guards, limits
-        self._ends = end_tokens(model, tokenizer)
+        self._ends = end_tokens(model, tokenizer) if ends is None else ends
         self._pad = tokenizer.pad_token_id or 0
         self._waiting: deque[Job] = deque()
         self._reading: list[Job] = []

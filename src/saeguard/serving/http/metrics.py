@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from saeguard.serving.engine import Engine
 from saeguard.serving.readings import Reading
@@ -21,6 +21,7 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self._registry = its = CollectorRegistry()
+        ProcessCollector(registry=its)
         self._sequences = Counter("saeguard_sequences", "Sequences read to their end", RULE, registry=its)
         self._triggered = Counter("saeguard_triggered", "Sequences that triggered", RULE, registry=its)
         self._clamped = Counter("saeguard_tokens_clamped", "Tokens whose features were clamped", RULE, registry=its)
