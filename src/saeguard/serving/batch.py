@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saeguard.sequences import check_joinable, cut_left, join, new_cache
 from saeguard.serving.job import FinishReason, Row
-from saeguard.serving.readings import Guards, Reading
+from saeguard.serving.readings import Guards, Reading, TokenReading
 
 
 class Batch:
@@ -56,6 +56,14 @@ class Batch:
     def readings(self, row: int) -> tuple[Reading, ...]:
         """What the guardrails have read in a row so far."""
         return self._guards.readings(self._cache, len(self.rows), row, self.rows[row].job.guardrails)
+
+    def trace(self, row: int) -> tuple[tuple[int, tuple[TokenReading, ...]], ...]:
+        """The tokens of a row in the last pass, each with what every guardrail read there."""
+        ids = self._next[row]
+        attended = self._mask[row, -len(ids) :].bool()
+        return tuple(
+            zip(ids[attended].tolist(), self._guards.trace(self._cache, len(self.rows), row, attended), strict=True)
+        )
 
     def extend(self) -> None:
         """Make each row's last token the next input."""

@@ -21,6 +21,9 @@ class ServeConfig:
     verdicts: bool = option(True, "tell verdicts in answers, as field and headers")
     allow_guardrail_choice: bool = option(False, "let a request name the guardrails that act on it, or none")
     api_keys_file: str | None = option(None, "file with one key a line; without keys anyone may ask")
+    playground: bool = option(
+        False, "let requests, and the page at /, see each token as the gates do, and choose guardrails or none"
+    )
     cors_origins: tuple[str, ...] = option((), "web origins that may call this server from a browser")
     max_batch: int = option(32, "sequences written at once")
     max_waiting: int = option(256, "sequences that may wait for their turn; more are refused")

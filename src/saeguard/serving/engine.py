@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saeguard.errors import GuardrailError, NonFiniteError, OverloadedError, UnavailableError
 from saeguard.serving.batch import Batch
-from saeguard.serving.job import Failed, FinishReason, Job, Row, Started
+from saeguard.serving.job import Failed, FinishReason, Job, Row, Started, Traced
 from saeguard.serving.readings import Guards
 from saeguard.serving.sampling import Token, draw, with_logprobs
 
@@ -211,6 +211,8 @@ class Engine:
         for place, (row, refused) in enumerate(zip(batch.rows, batch.refused(), strict=True)):
             if fresh:
                 row.job.tell(Started(batch.readings(place)))
+            if row.job.trace:
+                row.job.tell(Traced(batch.trace(place)))
             ends.append("refused" if refused else row.push(_token(row, logits[place], likeliest[place])))
         return ends
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from saeguard.serving.readings import Reading
+from saeguard.serving.readings import Reading, TokenReading
 from saeguard.serving.sampling import Sampling, Token
 from saeguard.serving.text import Detokenizer, StopStrings
 
@@ -19,6 +19,13 @@ class Started:
     """The prompt was read; `readings` are of the prompt."""
 
     readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Tokens of the sequence that were read since this was told last, each with what every rule read there."""
+
+    tokens: tuple[tuple[int, tuple[TokenReading, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -48,19 +55,21 @@ class Failed:
     late: bool = False
 
 
-Event = Started | Written | Finished | Failed
+Event = Started | Traced | Written | Finished | Failed
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """What is to be written: prompt ids, sampling, ids of the guardrails that act on it (None: all), the moment
-    (`time.monotonic`) at which its time is up, and who is told. `tell` is called on the engine's thread."""
+    (`time.monotonic`) at which its time is up, and who is told. With `trace`, what was read in each token is told too.
+    `tell` is called on the engine's thread."""
 
     ids: Sequence[int]
     sampling: Sampling
     tell: Callable[[Event], None]
     guardrails: frozenset[str] | None = None
     deadline: float = float("inf")
+    trace: bool = False
 
 
 class Row:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import cast, get_args
 
 from saeguard.choices import Action
 from saeguard.errors import UsageError
 from saeguard.guardrail import Guardrail
+from saeguard.serving.config import ServeConfig
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -34,6 +36,22 @@ def load_guardrails(sources: Sequence[str], actions: Sequence[str]) -> dict[str,
     chosen = _actions(actions, named)
     loaded = {name: Guardrail.from_pretrained(folder) for name, folder in named.items()}
     return {name: _acting(guardrail, chosen.get(name)) for name, guardrail in loaded.items()}
+
+
+def check_playground(config: ServeConfig, keys: Sequence[bytes]) -> None:
+    """Raises `UsageError` for a playground that anyone on the network could enter."""
+    if config.playground and not keys and not _loopback(config.host):
+        raise UsageError(
+            f"--playground lets requests do without the guardrails, and anyone may ask at {config.host}. "
+            "Give keys with --api-keys-file, or listen on 127.0.0.1."
+        )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _actions(pairs: Sequence[str], ids: Mapping[str, str]) -> dict[str, Action]:

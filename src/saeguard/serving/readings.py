@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saeguard.choices import Action
 from saeguard.guardrail import Guardrail, merge
 from saeguard.intervention import Guard, attach
 from saeguard.rule import Rule
-from saeguard.sequences import Track
+from saeguard.sequences import RuleTrack, Track
 from saeguard.verdicts import Verdict, verdicts
 
 if TYPE_CHECKING:
@@ -39,6 +39,19 @@ class Reading:
     tokens: int
     hot: int
     clamped: int
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """What one rule of the guardrail `id` knew after a token: whether the token is hot, the statistic and the decision
+    so far, and the ids of the selected features that are active there."""
+
+    id: str
+    rule: str
+    hot: bool
+    statistic: float
+    triggered: bool
+    features: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,28 @@ class Guards:
                 if chosen is None or place.id in chosen:
                     found.append(_reading(place, verdict, track, index, [len(p.rule.selected) for p in places]))
         return tuple(found)
+
+    def trace(self, cache: Cache, rows: int, row: int, attended: Tensor) -> list[tuple[TokenReading, ...]]:
+        """What every rule, chosen or not, read in the last tokens of one row, at those that are attended."""
+        columns: list[list[TokenReading]] = []
+        for guard, places in self._guards:
+            last = guard.track(cache, rows).map(lambda part: part[row, -len(attended) :][attended.to(part.device)])
+            widths = [len(place.rule.selected) for place in places]
+            for place, record, active in zip(places, last.rules, torch.split(last.active, widths, dim=1), strict=True):
+                columns.append(_token_readings(place, record, active))
+        return list(zip(*columns, strict=True))
+
+
+def _token_readings(place: _Place, record: RuleTrack, active: Tensor) -> list[TokenReading]:
+    """Of one rule, from its record and its active features (tokens, n)."""
+    name, ids = place.rule.name.removeprefix(f"{place.id}/"), torch.tensor(place.rule.features)
+    active = active.cpu()
+    hot = (active & place.rule.gate.clamped(len(ids))).any(dim=1).tolist()
+    known = zip(hot, record.statistics.tolist(), record.triggered.tolist(), active, strict=True)
+    return [
+        TokenReading(place.id, name, is_hot, statistic, triggered, tuple(ids[on].tolist()))
+        for is_hot, statistic, triggered, on in known
+    ]
 
 
 def _reading(place: _Place, verdict: Verdict, track: Track, index: int, widths: Sequence[int]) -> Reading:

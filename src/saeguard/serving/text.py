@@ -14,7 +14,8 @@ INCOMPLETE = "\ufffd"
 class Detokenizer:
     """Text of a growing list of tokens. Bytes of an unfinished character are held back."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, special: bool = False) -> None:
+        self._hides = not special
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._context, self._sent = 0, 0  # tokens from `_context` on are decoded; those before `_sent` were handed out
@@ -38,7 +39,7 @@ class Detokenizer:
         return self._decode(self._ids[self._context :])[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self._tokenizer.decode(ids, skip_special_tokens=self._hides, clean_up_tokenization_spaces=False))
 
 
 class StopStrings:

@@ -17,7 +17,9 @@ from saeguard.serving.http.exchange import Answer, Ask, Exchange
 from saeguard.serving.http.reading import ClientGone
 from saeguard.serving.http.service import CLIENT_GONE, Call, Service
 from saeguard.serving.http.shapes import Shape, verdict_rows
-from saeguard.serving.job import Event, Finished, Started, Written
+from saeguard.serving.http.tracing import Tracer
+from saeguard.serving.job import Event, Finished, Started, Traced, Written
+from saeguard.serving.readings import TokenReading
 
 DONE = "data: [DONE]\n\n"
 Found = TypeVar("Found")
@@ -47,6 +49,7 @@ class Answering:
     def __init__(self, service: Service, call: Call, shape: Shape, ask: Ask, exchange: Exchange) -> None:
         self._service, self._call, self._shape = service, call, shape
         self._ask, self._exchange = ask, exchange
+        self._tracers = [Tracer(service.tokenizer) for _ in exchange.answers]
         self._head = {"id": shape.prefix + call.id, "created": int(time.time()), "model": service.name}
 
     async def whole(self, request: Request) -> Response:
@@ -60,6 +63,8 @@ class Answering:
         rows = [row for index, answer in enumerate(answers) for row in verdict_rows(index, answer.readings)]
         if self._service.config.verdicts:
             body["saeguard"] = rows
+        if self._ask.trace:
+            body["saeguard_trace"] = [self._traced(i, answer.trace) for i, answer in enumerate(answers)]
         self._call.end(200)
         return JSONResponse(body, headers=self._headers(rows))
 
@@ -95,6 +100,8 @@ class Answering:
         if isinstance(event, Written):
             told = event.text or event.token.logprob is not None
             return [self._chunk([shape.delta(index, event.text, [event.token])])] if told else []
+        if isinstance(event, Traced):
+            return [self._chunk([], saeguard_trace=[self._traced(index, event.tokens)])]
         if not isinstance(event, Finished):
             return []
         rest = event.text
@@ -103,6 +110,9 @@ class Answering:
         lines = [self._chunk([shape.delta(index, rest, ())])] if rest else []
         verdicts = {"saeguard": verdict_rows(index, event.readings)} if self._service.config.verdicts else {}
         return [*lines, self._chunk([shape.closing(index, self._reason(answer))], **verdicts)]
+
+    def _traced(self, index: int, tokens: Sequence[tuple[int, tuple[TokenReading, ...]]]) -> dict[str, Any]:
+        return {"index": index, "tokens": self._tracers[index].rows(tokens)}
 
     def _chunk(self, choices: Sequence[Mapping[str, Any]], **more: Any) -> str:
         return _data(self._head | {"object": self._shape.chunk, "choices": choices} | more)

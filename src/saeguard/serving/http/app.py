@@ -18,6 +18,7 @@ from saeguard.serving.http.answering import Answering, unless_gone
 from saeguard.serving.http.errors import ApiError
 from saeguard.serving.http.exchange import Exchange
 from saeguard.serving.http.openapi import description
+from saeguard.serving.http.playground import describe, page_routes, trace
 from saeguard.serving.http.reading import ClientGone, check_model, parse, read_body, understand
 from saeguard.serving.http.schema import ChatRequest, CompletionRequest
 from saeguard.serving.http.service import CLIENT_GONE, Call, Service
@@ -38,6 +39,9 @@ def build_app(service: Service) -> Starlette:
             routes.of("/v1/completions", routes.completion, "POST"),
             routes.of("/v1/models", routes.models),
             routes.of("/v1/models/{model:path}", routes.model),
+            routes.of("/v1/guardrails", routes.guardrails),
+            routes.of("/v1/guardrails/trace", routes.trace, "POST"),
+            *page_routes(),
             Route("/healthz", routes.ready),
             Route("/healthz/ready", routes.ready),
             Route("/healthz/live", routes.live),
@@ -103,6 +107,13 @@ class _Routes:
         check_model(self._service, request.path_params["model"])
         call.end(200)
         return JSONResponse(self._model())
+
+    async def guardrails(self, _request: Request, call: Call) -> Response:
+        call.end(200)
+        return JSONResponse(describe(self._service))
+
+    async def trace(self, request: Request, call: Call) -> Response:
+        return await trace(self._service, request, call)
 
     def _model(self) -> dict[str, Any]:
         service = self._service

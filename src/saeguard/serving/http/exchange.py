@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from saeguard.errors import OverloadedError, UnavailableError
 from saeguard.serving.engine import Engine
 from saeguard.serving.http.errors import late, overloaded, unavailable
-from saeguard.serving.job import Event, Failed, Finished, FinishReason, Job, Written
-from saeguard.serving.readings import Reading
+from saeguard.serving.job import Event, Failed, Finished, FinishReason, Job, Traced, Written
+from saeguard.serving.readings import Reading, TokenReading
 from saeguard.serving.sampling import Sampling, Token
 
 SEEDS = 2**63
@@ -19,13 +19,15 @@ SEEDS = 2**63
 
 @dataclass(frozen=True)
 class Ask:
-    """What is to be written: `n` answers to each prompt, under the guardrails chosen (None: all), in `seconds`."""
+    """What is to be written: `n` answers to each prompt, under the guardrails chosen (None: all), in `seconds`, and
+    whether it is traced."""
 
     prompts: Sequence[Sequence[int]]
     n: int
     sampling: Sampling
     guardrails: frozenset[str] | None
     seconds: float
+    trace: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -42,12 +44,15 @@ class Answer:
     reason: FinishReason | None = None
     readings: tuple[Reading, ...] = ()
     drawn: int = 0
+    trace: list[tuple[int, tuple[TokenReading, ...]]] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
         """Add what the engine told."""
         if isinstance(event, Written):
             self.text += event.text
             self.tokens.append(event.token)
+        elif isinstance(event, Traced):
+            self.trace += event.tokens
         elif isinstance(event, Finished):
             self.text += event.text
             self.reason, self.readings, self.drawn = event.reason, event.readings, event.tokens
@@ -66,7 +71,7 @@ class Exchange:
         pairs = [(prompt, i) for prompt in ask.prompts for i in range(ask.n)]
         self.answers = [Answer() for _ in pairs]
         self._jobs = [
-            Job(prompt, _seeded(ask.sampling, i), self._teller(place), ask.guardrails, deadline)
+            Job(prompt, _seeded(ask.sampling, i), self._teller(place), ask.guardrails, deadline, ask.trace)
             for place, (prompt, i) in enumerate(pairs)
         ]
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from saeguard.serving.http.errors import error_schema
-from saeguard.serving.http.schema import ChatRequest, CompletionRequest
+from saeguard.serving.http.schema import ChatRequest, CompletionRequest, TraceRequest
 
 REFUSALS = {
     "400": "not understood, or past a limit", "401": "no key, or a wrong one", "403": "guardrails cannot be chosen",
@@ -40,7 +40,7 @@ OBJECT = {"type": "object"}
 @cache
 def description() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    kinds = (ChatRequest, CompletionRequest)
+    kinds = (ChatRequest, CompletionRequest, TraceRequest)
     _, models = models_json_schema(
         [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
     )
@@ -52,6 +52,8 @@ def description() -> dict[str, Any]:
         "paths": {
             "/v1/chat/completions": {"post": _completion("ChatRequest")},
             "/v1/completions": {"post": _completion("CompletionRequest")},
+            "/v1/guardrails": {"get": {"responses": _answers(OBJECT, "401"), "security": [{"key": []}]}},
+            "/v1/guardrails/trace": {"post": _trace()},
             "/v1/models": {"get": {"responses": _answers(OBJECT, "401"), "security": [{"key": []}]}},
             "/v1/models/{model}": {
                 "get": {"responses": unknown, "parameters": [_path("model")], "security": [{"key": []}]}
@@ -68,6 +70,14 @@ def _completion(kind: str) -> dict[str, Any]:
     answers = _answers({"$ref": "#/components/schemas/Answer"}, *REFUSALS)
     answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return {"requestBody": body, "responses": answers, "security": [{"key": []}]}
+
+
+def _trace() -> dict[str, Any]:
+    body = {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/TraceRequest"}}},
+    }
+    return {"requestBody": body, "responses": _answers(OBJECT, *REFUSALS), "security": [{"key": []}]}
 
 
 def _answers(found: dict[str, Any], *refusals: str) -> dict[str, Any]:

@@ -56,6 +56,9 @@ async def understand(service: Service, wanted: ChatRequest | CompletionRequest) 
     """What is to be written. Raises `ApiError` for a model or guardrail there is not, and past any limit."""
     check_model(service, wanted.model)
     guardrails = _guardrails(service, wanted)
+    trace = wanted.saeguard is not None and wanted.saeguard.trace
+    if trace:
+        check_playground(service)
     if isinstance(wanted, ChatRequest):
         prompts = [await service.prompter.conversation(wanted.messages)]
     else:
@@ -64,7 +67,7 @@ async def understand(service: Service, wanted: ChatRequest | CompletionRequest) 
     n = wanted.n or 1
     _check_choices(service, n * len(prompts))
     sampling = Sampling(
-        max_tokens=_answer_tokens(service, max(map(len, prompts)), wanted.length),
+        max_tokens=answer_tokens(service, max(map(len, prompts)), wanted.length),
         temperature=1.0 if wanted.temperature is None else wanted.temperature,
         top_p=1.0 if wanted.top_p is None else wanted.top_p,
         presence_penalty=wanted.presence_penalty or 0.0,
@@ -73,7 +76,7 @@ async def understand(service: Service, wanted: ChatRequest | CompletionRequest) 
         stop=wanted.stops,
         logprobs=wanted.alternatives,
     )
-    return Ask(prompts, n, sampling, guardrails, service.config.request_seconds)
+    return Ask(prompts, n, sampling, guardrails, service.config.request_seconds, trace)
 
 
 def check_model(service: Service, name: str) -> None:
@@ -85,10 +88,17 @@ def check_model(service: Service, name: str) -> None:
         )  # fmt: skip
 
 
+def check_playground(service: Service) -> None:
+    """Raises `ApiError` unless the operator lets requests see what the gates see."""
+    if not service.config.playground:
+        message = "saeguard.trace: this server does not show traces; it was started without --playground"
+        raise ApiError(403, message, param="saeguard.trace", code="trace_not_allowed")
+
+
 def _guardrails(service: Service, wanted: ChatRequest | CompletionRequest) -> frozenset[str] | None:
-    if wanted.saeguard is None:
+    if wanted.saeguard is None or wanted.saeguard.guardrails is None:
         return None
-    if not service.config.allow_guardrail_choice:
+    if not (service.config.allow_guardrail_choice or service.config.playground):
         message = "saeguard.guardrails: this server does not let requests choose guardrails"
         raise ApiError(403, message, param="saeguard.guardrails", code="guardrail_choice_not_allowed")
     unknown = sorted(set(wanted.saeguard.guardrails) - service.guardrails.keys())
@@ -105,7 +115,7 @@ def _check_choices(service: Service, answers: int) -> None:
         raise ApiError(400, message, param="n", code="invalid_value")
 
 
-def _answer_tokens(service: Service, prompt: int, asked: int | None) -> int:
+def answer_tokens(service: Service, prompt: int, asked: int | None) -> int:
     """How long answers may become. Raises `ApiError` past the context or the operator's limit."""
     most = service.config.max_tokens
     if asked is not None and asked > most:

@@ -36,9 +36,11 @@ class Strict(BaseModel):
 
 
 class Choice(Strict):
-    """saeguard's own field: the ids of the guardrails that are to act on this request, where the operator allows it."""
+    """saeguard's own field, where the operator allows it: the ids of the guardrails that are to act on this request
+    (null: all), and whether each token is told as the gates see it."""
 
-    guardrails: list[Annotated[str, Field(max_length=64)]] = Field(max_length=64)
+    guardrails: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)] | None = None
+    trace: bool = False
 
 
 class StreamOptions(Strict):
@@ -185,3 +187,16 @@ class CompletionRequest(Request):
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
+
+
+class TraceRequest(Strict):
+    """Body of `/v1/guardrails/trace`: a conversation or a text, to be read and not answered."""
+
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.messages is None) == (self.text is None):
+            raise ValueError("give either messages or text")
+        return self

@@ -24,6 +24,7 @@ from saeguard.serving.http.logs import Log
 from saeguard.serving.http.metrics import Metrics
 from saeguard.serving.http.prompts import Prompter
 from saeguard.serving.http.service import Service
+from saeguard.serving.policy import check_playground
 from saeguard.serving.proof import prove
 from saeguard.serving.readings import attached
 
@@ -44,6 +45,7 @@ def service(
     keys: tuple[bytes, ...] = (), log: Log | None = None,
 ) -> Iterator[Service]:  # fmt: skip
     """Guard the model, prove it, and keep an engine at work inside the block. Raises a `GuardrailError` instead."""
+    check_playground(config, keys)
     with attached(list(guardrails.items()), model, tokenizer) as guards:
         engine = Engine(model, tokenizer, guards, Limits(config.max_batch, config.max_waiting))
         prompter = Prompter(tokenizer, text_config(model).vocab_size)
