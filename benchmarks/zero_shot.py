@@ -17,8 +17,8 @@ from saeguard.calibration import Rate
 from saeguard.config import FitConfig
 from saeguard.corpus import Corpus
 from saeguard.embedded import EXPLANATIONS, LAYER, TOPIC, embedded_model, embedded_sae, starter_set
-from saeguard.explanations import read_explanations
-from saeguard.matching import by_meaning, by_words, given
+from saeguard.explain.explanations import read_explanations
+from saeguard.explain.matching import by_meaning, by_words, given
 from saeguard.quickstart import judge
 from saeguard.windows import Windower
 

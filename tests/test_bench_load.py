@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saeguard.bench_load import FORMATS, Random, _load, write_format
+from saeguard.bench.load import FORMATS, Random, _load, write_format
 from saeguard.sae.autoencoder import SparseAutoencoder
 
 D, F = 64, 512

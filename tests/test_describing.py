@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import constants
 
 from chat_server import Server, serving
-from saeguard.describing import Endpoint, described, question
 from saeguard.errors import EndpointError
+from saeguard.explain.describing import Endpoint, described, question
 
 CONTEXT = {"corpus": "a", "activation": 2.0, "before": "the pale", "token": " moon", "after": " rose"}
 ROWS = [{"feature": j, "contexts": [CONTEXT | {"before": f"passage {j}:"}]} for j in range(6)]

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from conftest import D_SAE, VOCABULARY, make_sae
-from saeguard import explaining, shards
+from saeguard import shards
 from saeguard.corpus import Corpus
 from saeguard.errors import CorpusError
-from saeguard.explaining import explanation_rows, read_peaks, whole_word, write_rows
-from saeguard.explanations import read_explanations
+from saeguard.explain import explaining
+from saeguard.explain.explaining import explanation_rows, read_peaks, whole_word, write_rows
+from saeguard.explain.explanations import read_explanations
+from saeguard.explain.peaks import NO_TOKEN
 from saeguard.model import residual_stream
 from saeguard.passages import CONTEXT
-from saeguard.peaks import NO_TOKEN
 from saeguard.shards import Pass
 from saeguard.tokens import special_token_ids
 from saeguard.windows import Windower

@@ -12,8 +12,8 @@ from conftest import D_SAE, make_sae
 from saeguard.embedded import EXPLANATIONS, HUB_ID, embedded_sae
 from saeguard.embedded import LAYER as EMBEDDED_LAYER
 from saeguard.errors import ExplanationError
-from saeguard.explanations import Explanation, read_explanations
-from saeguard.matching import by_words
+from saeguard.explain.explanations import Explanation, read_explanations
+from saeguard.explain.matching import by_words
 
 LAYER = 2
 MODEL = "owner/tiny-llama-1b"

@@ -11,8 +11,8 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from saeguard.errors import ExplanationError
-from saeguard.explanations import Explanation, Explanations
-from saeguard.matching import by_meaning, by_words, given
+from saeguard.explain.explanations import Explanation, Explanations
+from saeguard.explain.matching import by_meaning, by_words, given
 
 WORDS = ("planet", "moon", "star", "bread", "court", "river")
 TEXTS = (
@@ -81,7 +81,8 @@ def test_given_says_how_they_were_found():
 
 
 def test_the_embedding_library_is_imported_only_to_search_by_meaning():
-    code = "import sys, saeguard.matching, saeguard.cli.given; assert 'sentence_transformers' not in sys.modules"
+    modules = "sys, saeguard.explain.matching, saeguard.cli.given"
+    code = f"import {modules}; assert 'sentence_transformers' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from conftest import make_guardrail, make_sae
 from saeguard import Guardrail, fit
-from saeguard.bench_load import FORMATS, Random, write_format
+from saeguard.bench.load import FORMATS, Random, write_format
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.sae.scaling import InputScaling
 from saeguard.sae.slim import slim

@@ -19,10 +19,10 @@ from saeguard.card import model_card
 from saeguard.choices import GivenFeatures
 from saeguard.cli.main import main
 from saeguard.config import PRESETS
-from saeguard.explanations import Explanation, Explanations, read_explanations
+from saeguard.explain.explanations import Explanation, Explanations, read_explanations
+from saeguard.explain.matching import by_words, given
 from saeguard.gate import Cusum, Evidence, Mean
 from saeguard.gates import rarity
-from saeguard.matching import by_words, given
 from saeguard.report import print_report
 from saeguard.report.page import render_page
 from saeguard.sae.slim import slim

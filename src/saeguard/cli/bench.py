@@ -52,7 +52,7 @@ def _overhead(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     from saeguard import Guardrail
-    from saeguard.bench import DECODE_BATCHES, PREFILL_TOKENS, overhead
+    from saeguard.bench.overhead import DECODE_BATCHES, PREFILL_TOKENS, overhead
     from saeguard.cli.loading import load
     from saeguard.errors import UsageError
     from saeguard.progress import progress
@@ -77,7 +77,7 @@ def _overhead(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from saeguard.bench_fit import fit_throughput
+    from saeguard.bench.fit import fit_throughput
     from saeguard.cli.loading import load
 
     loaded = load(args)
@@ -92,7 +92,7 @@ def _fit(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> None:
     from rich.table import Table
 
-    from saeguard.bench_load import FORMATS, load_times
+    from saeguard.bench.load import FORMATS, load_times
     from saeguard.progress import progress
 
     rows = []

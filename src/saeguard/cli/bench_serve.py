@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compute what is expected, load the server, compare; then throughput in pairs (`--pairs 0`: none)."""
     from saeguard import Guardrail
-    from saeguard.bench_pairs import throughput_pairs
-    from saeguard.bench_serve import Load, cases, judge_others, report
+    from saeguard.bench.pairs import throughput_pairs
+    from saeguard.bench.serve import Load, cases, judge_others, report
     from saeguard.cli.loading import load
     from saeguard.progress import progress
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, describe, write."""
     from pathlib import Path
 
-    from saeguard.explaining import write_rows
+    from saeguard.explain.explaining import write_rows
 
     if bool(args.describe_with) != bool(args.describe_model):
         raise UsageError("--describe-with URL and --describe-model NAME belong together")
@@ -73,7 +73,7 @@ def _rows(args: argparse.Namespace, work: Any) -> list[dict[str, Any]]:
     from saeguard.cli.loading import load
     from saeguard.compatibility import check_fits
     from saeguard.corpus import Corpus
-    from saeguard.explaining import explanation_rows, read_peaks
+    from saeguard.explain.explaining import explanation_rows, read_peaks
     from saeguard.model import model_fingerprint
     from saeguard.progress import progress
     from saeguard.shards import Pass, estimated_tokens, pass_fingerprint
@@ -95,7 +95,7 @@ def _describe(
     args: argparse.Namespace, rows: list[dict[str, Any]], wanted: Sequence[int] | None, api_key: str | None, kept: Any
 ) -> None:
     """Put the endpoint's descriptions into the rows that were asked about."""
-    from saeguard.describing import Endpoint, described
+    from saeguard.explain.describing import Endpoint, described
     from saeguard.progress import progress
 
     endpoint = Endpoint(args.describe_with, args.describe_model, api_key, args.concurrency)

@@ -15,7 +15,7 @@ from saeguard.errors import UsageError
 
 if TYPE_CHECKING:
     from saeguard.cli.loading import Loaded
-    from saeguard.matching import Match
+    from saeguard.explain.matching import Match
     from saeguard.sae.autoencoder import SparseAutoencoder
 
 
@@ -27,8 +27,8 @@ def given_features(
         return GivenFeatures(feature_ids(args.features))
     if args.about is None:
         return None
-    from saeguard.explanations import read_explanations
-    from saeguard.matching import by_meaning, by_words, given
+    from saeguard.explain.explanations import read_explanations
+    from saeguard.explain.matching import by_meaning, by_words, given
     from saeguard.model import model_fingerprint
 
     explanations = read_explanations(_file(args))

@@ -31,9 +31,9 @@ from torch import Tensor
 from saeguard.activations import residual_batches
 from saeguard.corpus import Corpus, Document
 from saeguard.errors import CorpusError, ExplanationError
+from saeguard.explain.peaks import NO_TOKEN, Peaks
 from saeguard.model import model_fingerprint, text_config
 from saeguard.passages import CONTEXT, PASSAGES, passage
-from saeguard.peaks import NO_TOKEN, Peaks
 from saeguard.progress import Advance
 from saeguard.shards import CHARACTERS_PER_TOKEN, Pass, document_chunks
 

@@ -20,7 +20,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 from saeguard.choices import GivenFeatures
 from saeguard.errors import ExplanationError
-from saeguard.explanations import Explanation, Explanations
+from saeguard.explain.explanations import Explanation, Explanations
 
 
 @dataclass(frozen=True)
