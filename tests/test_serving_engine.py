@@ -64,7 +64,7 @@ def engine(
     model: Any, tokenizer: Any, *guardrails: Guardrail, limits: Limits | None = None, **options: Any
 ) -> Iterator[Engine]:
     """A running engine; its guardrails are called g0, g1, ..."""
-    named = [(f"g{i}", guardrail) for i, guardrail in enumerate(guardrails)]
+    named, hooks = [(f"g{i}", guardrail) for i, guardrail in enumerate(guardrails)], hooks_on(model)
     with attached(named, model, tokenizer) as guards:
         running = Engine(model, tokenizer, guards, limits or Limits(), **options)
         running.start()
@@ -72,7 +72,7 @@ def engine(
             yield running
         finally:
             running.stop(grace=30)
-    assert hooks_on(model) == 0
+    assert hooks_on(model) == hooks
 
 
 def greedy(row: Tensor, told: Told, *, tokens: int = NEW, **changes: Any) -> Job:
