@@ -1,6 +1,6 @@
 """The same prompts through Hugging Face and through vLLM: the same verdicts, and the same tokens?
 
-    python benchmarks/vllm_parity.py --guardrail guardrails/astronomy [--dtype bfloat16] [--json]
+    python benchmarks/vllm_parity.py --guardrail guardrails/astronomy [--dtype bfloat16]
 
 Starter questions of the topic, its neighbours and other domains, and prompts in which topic and other text mix, in
 the chat template; greedy answers. vLLM runs one prompt at a time, and 16 at once with prompts cut into chunks of at
@@ -22,7 +22,7 @@ from saeguard.evaluation.mcq import Question
 from saeguard.generate import prompt_ids
 from saeguard.guardrail import Guardrail
 
-EACH = 12
+EACH = 10
 NEAR_THRESHOLD = 0.05
 """Statistics this close to the threshold, relative to it, may fall on either side in bfloat16."""
 MODES = {
@@ -85,51 +85,53 @@ def compare(guard: Any, rows: list[list[int]], outputs: list[Any], found: list[l
     }  # fmt: skip
 
 
-def main() -> None:
-    """Run all modes and print what differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--guardrail", required=True)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--new", type=int, default=32)
-    parser.add_argument("--each", type=int, default=EACH)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
+def both_engines(args: argparse.Namespace) -> dict[str, Any]:
+    """All modes, unguarded and guarded."""
     from vllm import LLM
 
     from saeguard.serving.vllm.offline import guarded_llm, verdicts
 
     model, tokenizer = embedded_model(dtype=args.dtype, device="cpu")
-    guardrail = Guardrail.from_pretrained(args.guardrail)
-    texts = [text for some in prompts(args.each).values() for text in some]
-    rows = [prompt_ids(tokenizer, text) for text in texts]
+    guardrail, folder = Guardrail.from_pretrained(args.guardrail), str(model_folder())
+    rows = [prompt_ids(tokenizer, text) for some in prompts(args.each).values() for text in some]
     plain = hugging_face(model, rows, args.new)
-    with guardrail.attach(model, tokenizer) as guard:
+    with guardrail.attach(model, tokenizer):
         guarded = hugging_face(model, rows, args.new)
     options = {"dtype": args.dtype, "max_model_len": 1024, "enforce_eager": True, "enable_prefix_caching": False}
     results: dict[str, Any] = {"dtype": args.dtype, "prompts": len(rows)}
-    for guarding in (False, True):
-        for name, mode in MODES.items():
-            engine = (
-                guarded_llm(str(model_folder()), {"topic": args.guardrail}, **options, **mode)
-                if guarding
-                else LLM(str(model_folder()), **options, **mode)
-            )
-            outputs = vllm(engine, rows, args.new, together="16" in name)
-            tokens = [list(output.outputs[0].token_ids) for output in outputs]
-            if not guarding:
-                same = [mine == theirs for mine, theirs in zip(tokens, plain, strict=True)]
-                results[name] = {"same_answers_unguarded": sum(same), "agree": same}
-            else:
-                agree = results[name].pop("agree")
-                both = [mine == theirs for mine, theirs, ok in zip(tokens, guarded, agree, strict=True) if ok]
-                with guardrail.attach(model, tokenizer) as guard:
-                    found = [verdicts(engine, output.request_id)[0] for output in outputs]
-                    results[name] |= compare(guard, rows, outputs, found)
-                results[name] |= {"same_answers_guarded": sum(both), "of": len(both)}
-            del engine
-            gc.collect()
-    print(json.dumps(results, indent=None if args.json else 1))
+    agree: dict[str, list[int]] = {}
+    for name, mode in MODES.items():
+        tokens = answers(vllm(LLM(folder, **options, **mode), rows, args.new, together="16" in name))
+        agree[name] = [i for i, (mine, theirs) in enumerate(zip(tokens, plain, strict=True)) if mine == theirs]
+    for name, mode in MODES.items():
+        engine = guarded_llm(folder, {"topic": args.guardrail}, **options, **mode)
+        outputs = vllm(engine, rows, args.new, together="16" in name)
+        tokens, found = answers(outputs), [verdicts(engine, output.request_id)[0] for output in outputs]
+        with guardrail.attach(model, tokenizer) as guard:
+            results[name] = compare(guard, rows, outputs, found)
+        results[name] |= {
+            "same_answers_unguarded": len(agree[name]),
+            "of_those_same_guarded": sum(tokens[i] == guarded[i] for i in agree[name]),
+        }
+    return results
+
+
+def answers(outputs: list[Any]) -> list[list[int]]:
+    """The tokens that vLLM wrote."""
+    gc.collect()  # the engine that wrote them is done, its memory is needed
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def main() -> None:
+    """Run all modes and print what differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--guardrail", required=True)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--new", type=int, default=24)
+    parser.add_argument("--each", type=int, default=EACH)
+    args = parser.parse_args()
+    os.environ |= ENVIRONMENT
+    print(json.dumps(both_engines(args), indent=1))
 
 
 if __name__ == "__main__":
