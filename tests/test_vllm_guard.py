@@ -13,11 +13,12 @@ from saeguard.clamp import Clamp
 from saeguard.errors import AttachError, NonFiniteError, ProofError, UsageError
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
 from saeguard.model import residual_stream
+from saeguard.serving.proof_texts import ORDINARY, ProofTexts
 from saeguard.serving.vllm.book import PROOF, Book, as_dict, place, proof_id
 from saeguard.serving.vllm.graph import GraphGuard
 from saeguard.serving.vllm.guard import LayerGuard
 from saeguard.serving.vllm.loading import parse_guardrails
-from saeguard.serving.vllm.proof import ORDINARY, ProofTexts, check_proof
+from saeguard.serving.vllm.proof import check_proof
 from saeguard.serving.vllm.slots import Slots, Span
 from saeguard.tokens import special_token_ids
 from tiny import prompts, same_verdicts, with_rule

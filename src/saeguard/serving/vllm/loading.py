@@ -10,7 +10,7 @@ from saeguard.errors import EngineError, UsageError
 from saeguard.guardrail import Guardrail
 from saeguard.model import load_model, load_tokenizer
 from saeguard.rule import Rule
-from saeguard.serving.vllm.proof import ProofTexts
+from saeguard.serving.proof_texts import ProofTexts
 from saeguard.tokens import special_token_ids
 from saeguard.windows import bos_ids
 
