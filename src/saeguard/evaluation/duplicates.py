@@ -1,7 +1,7 @@
 """Text that is on both sides: judged items that the guardrail was fitted on, and items that repeat each other.
 
 Of a fitted corpus the test split does not count: nothing is fitted on it. Two texts are the same if they agree without
-regard to case and white space (`corpus.text_key`). A question also counts as found if it stands, whole, in a fitted text.
+regard to case and white space (`corpus.text_key`). A question also counts if it stands, whole, in a fitted text.
 """
 
 from __future__ import annotations
