@@ -51,9 +51,8 @@ def test_eval_judges_a_guardrail_and_draws_the_result_again(run, folder, tmp_pat
     assert status == 0
     assert [subject["name"] for subject in result["subjects"]] == ["unguarded", "mine"]
     assert {task["name"] for task in result["tasks"]} == {"mcq", "near", "open", "perplexity"}
-    assert len(result["duplicates"]) == next(
-        t["by_role"]["topic"] for t in result["tasks"] if t["name"] == "perplexity"
-    )
+    held_out = next(task for task in result["tasks"] if task["name"] == "perplexity")
+    assert (held_out["by_role"]["topic"] > 0, result["duplicates"]) == (True, [])
     status, shown, _ = run("eval", "--render", tmp_path / "r.json", "--page", tmp_path / "b.html",
                            "--markdown", tmp_path / "b.md", sources=False)  # fmt: skip
     assert status == 0
@@ -103,7 +102,7 @@ def test_sweep_chooses_on_dev_and_reports_test(run, folder, tmp_path):
     words = [
         "--at", f"{LAYER}={folder / 'sae'}", "--forget", folder / "forget.jsonl", "--retain",
         f"kitchen={folder / 'kitchen.jsonl'}", f"garden={folder / 'garden.jsonl'}", "--gate", "density", "--n", 2, 4,
-        "--alpha", 0.4, "--p-ratio", 50, "--fraction", 0.8, 1, "--out", tmp_path / "best", "--page",
+        "--alpha", 0.4, "--p-ratio", 50, "--fraction", 0.8, 1, "--force", "--out", tmp_path / "best", "--page",
         tmp_path / "sweep.html",
     ]  # fmt: skip
     status, result, _ = run("sweep", *words, "--json")
@@ -138,8 +137,8 @@ def test_sequence_judges_after_every_step(run, folder, tmp_path):
         f"kitchen={folder / 'kitchen.jsonl'}", "--n", 4, "--p-ratio", 50, "--alpha", 0.4, "--lengths", 128,
         "--gate", "density", "--no-chat", "--force", "--out", tmp_path / "both",
     ]  # fmt: skip
-    status, result, _ = run("sequence", *words, "--json")
-    assert status == 0
+    status, result, err = run("sequence", *words, "--json")
+    assert status == 0, err
     assert [subject["name"] for subject in result["subjects"]] == ["unguarded", "1: forget", "2: kitchen"]
     assert [rule.name for rule in Guardrail.from_pretrained(tmp_path / "both").rules] == ["forget", "kitchen"]
     assert {f["domain"] for f in result["figures"] if f["role"] == "topic"} >= {"forget", "kitchen"}

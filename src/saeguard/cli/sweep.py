@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retain", **MANY, metavar="NAME=FILE", help="named texts that must stay untouched")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="the settings that are not swept")
     parser.add_argument("--name", default="forget", metavar="TEXT", help="name of the rule (default: forget)")
+    parser.add_argument("--force", action="store_true", help="fit although an SAE does not fit (see doctor)")
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="X",
                         help="accuracy off the topic that a setting may cost (default: 0.01)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     places, texts = _places(args, loaded), _texts(args)
     if len(places) > 1:
         axes["at"] = [place.name for place in places]
-    base = replace(PRESETS[args.preset], name=args.name, seed=args.seed)
+    base = replace(PRESETS[args.preset], name=args.name, seed=args.seed, force=args.force)
     found = sources(args, [])
     names = ["mcq", "near"] if any(one.role == "near" for one in found.questions) else ["mcq"]
     tasks = make_tasks(names, found, EvalConfig())

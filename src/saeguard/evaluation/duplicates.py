@@ -1,7 +1,7 @@
 """Text that is on both sides: judged items that the guardrail was fitted on, and items that repeat each other.
 
-Two texts are the same if they agree without regard to case and white space (`corpus.text_key`). A question also counts
-as found if it stands, whole, in a fitted text.
+Of a fitted corpus the test split does not count: nothing is fitted on it. Two texts are the same if they agree without
+regard to case and white space (`corpus.text_key`). A question also counts if it stands, whole, in a fitted text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def fit_duplicates(fitted: Mapping[str, Corpus], items: Sequence[tuple[str, Item
     """
     found = []
     for name, corpus in fitted.items():
-        texts = [_plain(document.text) for document in corpus.documents()]
+        texts = [_plain(document.text) for document in corpus.documents() if document.split != "test"]
         keys = {text_key(text) for text in texts}
         everything = "\n".join(texts)
         for task, item in items:
