@@ -29,18 +29,19 @@ def throughput_pairs(
     for i in range(pairs):
         for guarding in (i % 2 == 0, i % 2 == 1):
             kept = [("guard", guardrail)] if guarding else []
-            (guarded if guarding else unguarded).append(_tokens_per_second(model, tokenizer, kept, prompts))
+            (guarded if guarding else unguarded).append(tokens_per_second(model, tokenizer, kept, prompts))
         advance(1)
     ratios = [one / other for one, other in zip(guarded, unguarded, strict=True)]
     return {
-        "guarded_tokens_per_second": median(guarded), "unguarded_tokens_per_second": median(unguarded),
+        "guardedtokens_per_second": median(guarded), "unguardedtokens_per_second": median(unguarded),
         "guarded_share": median(ratios), "lowest_share": min(ratios), "highest_share": max(ratios),
     }  # fmt: skip
 
 
-def _tokens_per_second(
+def tokens_per_second(
     model: Any, tokenizer: Any, guardrails: Sequence[tuple[str, Guardrail]], prompts: Sequence[Sequence[int]]
 ) -> float:
+    """All prompts at once, `NEW` tokens each, from the first prompt's reading to the last token."""
     told: SimpleQueue[Event] = SimpleQueue()
     with attached(guardrails, model, tokenizer) as guards:
         engine = Engine(model, tokenizer, guards, Limits(rows=len(prompts), waiting=len(prompts)), ends=frozenset())

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -144,11 +145,12 @@ class Load:
 
     def _bother(self, number: int) -> None:
         kinds = Nuisance(self._target, self._cases[0].messages, random.Random(f"{self._seed} {number}")).kinds()
-        while time.monotonic() < self._end:
-            for name, act in kinds.items():
-                self.outcome.nuisances[name] += 1
-                self.outcome.mistreated[name] += not act()
-                time.sleep(NUISANCE_SECONDS)
+        for name in cycle(kinds):
+            if time.monotonic() >= self._end:
+                break
+            self.outcome.nuisances[name] += 1
+            self.outcome.mistreated[name] += not kinds[name]()
+            time.sleep(NUISANCE_SECONDS)
 
     def _watch(self, _number: int) -> None:
         while time.monotonic() < self._end:

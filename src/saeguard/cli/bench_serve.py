@@ -68,7 +68,7 @@ def _server(args: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
     command = [sys.executable, "-m", "saeguard.cli.main", "serve", *words, "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         try:
-            found = _ready(child)
+            found = read_ready(child)
             yield Target(found["url"], found["model"]), {
                 "ready_seconds": found["seconds"], "load_seconds": found["load_seconds"],
             }  # fmt: skip
@@ -76,7 +76,7 @@ def _server(args: argparse.Namespace) -> Iterator[tuple[Any, dict[str, Any]]]:
             child.terminate()
 
 
-def _ready(child: subprocess.Popen[str]) -> dict[str, Any]:
+def read_ready(child: subprocess.Popen[str]) -> dict[str, Any]:
     """What a server prints when it is ready: one JSON object over several lines. Raises `EngineError`."""
     text = ""
     for line in child.stdout or ():

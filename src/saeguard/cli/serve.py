@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load, prove, serve until stopped. API keys may also come in the environment variable of that name."""
-    import os
     import time
+
+    began = time.perf_counter()
+    import os
     from dataclasses import asdict
 
     from saeguard.cli.loading import load
@@ -46,21 +48,21 @@ def run(args: argparse.Namespace) -> None:
         from saeguard.serving.http.service import read_keys
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is missing. Install the server with: pip install 'saeguard[serve]'") from error
-    begun = time.perf_counter()
     config = serve_config(args)
     keys = read_keys(config.api_keys_file, os.environ.get(KEYS, ""))
     guardrails = load_guardrails(args.guardrail, args.action)
+    before = time.perf_counter()
     loaded = load(args)
-    started = time.perf_counter()
+    load_seconds = time.perf_counter() - before
     with service(loaded.model, loaded.tokenizer, guardrails, config, keys=keys) as running:
 
         def ready(found: Any) -> None:
-            figures = asdict(found) | {"load_seconds": started - begun}
+            figures = asdict(found) | {"load_seconds": load_seconds}
             running.log.write("ready", **figures)
             if args.json:
                 emit(figures)
 
-        Server(running, ready, started).run()
+        Server(running, ready, began + load_seconds).run()
 
 
 def serve_config(args: argparse.Namespace) -> ServeConfig:

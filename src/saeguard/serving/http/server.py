@@ -31,7 +31,7 @@ from saeguard.serving.readings import attached
 
 @dataclass(frozen=True)
 class Ready:
-    """A server that answers: where, as what, after how many seconds of proving and opening."""
+    """A server that answers: where, as what, how many seconds after its start (loading the model not counted)."""
 
     url: str
     model: str
