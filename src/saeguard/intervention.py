@@ -62,8 +62,12 @@ class Guard:
     @property
     def all_verdicts(self) -> list[list[Verdict]]:
         """For each sequence of the last pass, the verdict of every rule."""
-        track = self._tracks.get(self._key)
-        return [] if track is None else verdicts(track, self.guardrail.rules)
+        return [] if self.last is None else verdicts(self.last, self.guardrail.rules)
+
+    @property
+    def last(self) -> Track | None:
+        """What is known of the sequences of the last pass."""
+        return self._tracks.get(self._key)
 
     def track(self, kv: Cache, rows: int) -> Track:
         """What is known of the sequences in a cache of that many rows, all of whose tokens this guard has seen."""
