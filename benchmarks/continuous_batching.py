@@ -18,8 +18,8 @@ from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from saeguard.bench_pairs import NEW, tokens_per_second
-from saeguard.bench_serve import conversations
+from saeguard.bench.pairs import NEW, tokens_per_second
+from saeguard.bench.serve import conversations
 from saeguard.embedded import embedded_model, starter_set
 from saeguard.generate import prompt_ids
 
