@@ -139,6 +139,8 @@ def make_guardrail(
     )
     return Guardrail(
         layer=layer,
+        hook=sae.hook,
+        hook_out=sae.hook_out,
         model=model_fingerprint(model),
         tokenizer=tokenizer_fingerprint(tokenizer),
         sae={

@@ -31,9 +31,30 @@ class FullSAE:
     k: int = 0
     subtract_b_dec: bool = False
     decoder_norm_units: bool = False
+    normalise: str = "none"
+
+    def units(self, h: Tensor) -> Tensor:
+        """What the activations of each token (tokens, 1) are in units of."""
+        if self.normalise == "layer_norm":
+            return h.std(dim=1, keepdim=True)
+        if self.normalise == "unit_norm":
+            return h.norm(dim=1, keepdim=True) / h.shape[1] ** 0.5
+        return torch.ones(len(h), 1)
+
+    def normalised(self, h: Tensor) -> Tensor:
+        """What is encoded (tokens, d_model)."""
+        if self.normalise == "layer_norm":
+            centred = h - h.mean(dim=1, keepdim=True)
+            return centred / (centred.std(dim=1, keepdim=True) + 1e-5)
+        if self.normalise == "rms":
+            return h / (h.pow(2).mean(dim=1, keepdim=True) + 1e-6).sqrt()
+        return h / self.units(h)
 
     def encode(self, h: Tensor) -> Tensor:
-        """Activations (tokens, d_sae), token by token for TopK."""
+        """Activations (tokens, d_sae) in units of h, token by token for TopK."""
+        return self._encode(self.normalised(h)) * self.units(h)
+
+    def _encode(self, h: Tensor) -> Tensor:
         pre = (h - self.b_dec if self.subtract_b_dec else h) @ self.W_enc + self.b_enc
         if self.decoder_norm_units:
             pre = pre * self.W_dec.norm(dim=1)
@@ -54,18 +75,23 @@ class FullSAE:
             a = a / self.W_dec.norm(dim=1)
         return a @ self.W_dec + self.b_dec
 
+    def decode_to_units(self, a: Tensor, h: Tensor) -> Tensor:
+        """Reconstruction (tokens, d_model) of h from activations in units of h: their formula on what they encode."""
+        out = self.decode(a / self.units(h)) * self.units(h)
+        return out + h.mean(dim=1, keepdim=True) if self.normalise == "layer_norm" else out
+
 
 def full_clamp(sae: FullSAE, h: Tensor, features: Sequence[int], c: float, *, dense: bool) -> Tensor:
     """Encode, set the selected features to -c at hot tokens, decode, add the error term: (tokens, d_model)."""
     a = sae.encode(h)
-    error = h - sae.decode(a)
+    error = h - sae.decode_to_units(a, h)
     clamped = a.clone()
     for t in range(len(h)):
         if any(a[t, j] > 0 for j in features):
             for j in features:
                 if dense or a[t, j] > 0:
                     clamped[t, j] = -c
-    return sae.decode(clamped) + error
+    return sae.decode_to_units(clamped, h) + error
 
 
 def hot_tokens(a: Tensor, features: Sequence[int]) -> list[bool]:

@@ -13,11 +13,17 @@ from reference import FullSAE, authors_clamp, authors_density, full_clamp
 from saeguard.clamp import Clamp
 from saeguard.gate import Density, Gate, Mean
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder, TopK
+from saeguard.sae.scaling import InputScaling
 from saeguard.sae.slim import slim
 from saeguard.tokens import token_masks
 
 FEATURES = [3, 7, 11, 19, 23, 42]
 PRECISE = {"rtol": 1e-5, "atol": 1e-4}
+SCALINGS = {
+    "layer_norm": InputScaling("layer_norm", 1e-5),
+    "unit_norm": InputScaling("unit_norm", 1e-12),
+    "rms": InputScaling("rms", 1e-6),
+}
 
 
 def stream(seed: int, *shape: int) -> Tensor:
@@ -28,11 +34,17 @@ def stream(seed: int, *shape: int) -> Tensor:
 def full(sae: SparseAutoencoder) -> FullSAE:
     """The reference's form of an SAE."""
     weights = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    scaling = {"normalise": "none" if sae.scaling is None else sae.scaling.kind}
     if isinstance(sae.activation, JumpReLU):
-        return FullSAE(*weights, "jumprelu", threshold=sae.activation.threshold)
+        return FullSAE(*weights, "jumprelu", threshold=sae.activation.threshold, **scaling)
     if isinstance(sae.activation, TopK):
-        return FullSAE(*weights, "topk", k=sae.activation.k)
-    return FullSAE(*weights, "relu")
+        return FullSAE(*weights, "topk", k=sae.activation.k, **scaling)
+    return FullSAE(*weights, "relu", **scaling)
+
+
+def scaled(sae: SparseAutoencoder, kind: str) -> SparseAutoencoder:
+    """An SAE for scaled inputs, whose norm is sqrt(d): the biases of one for norms around 25 are too large for it."""
+    return replace(sae, b_enc=sae.b_enc + 3.5, b_dec=5 * sae.b_dec, scaling=SCALINGS[kind])
 
 
 def slim_clamp(sae: SparseAutoencoder, h: Tensor, features: list[int], clamp: Clamp) -> Tensor:
@@ -51,6 +63,30 @@ def test_slim_form_is_the_full_formulation(sae, kind, c):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4 * max(1.0, c / 5))
     assert bool((found != h).any(dim=1).any())
     assert bool((found == h).all(dim=1).any())
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("kind", ["dense", "active"])
+@pytest.mark.parametrize("c", [0.0, 5.0, 500.0])
+def test_slim_form_is_the_full_formulation_where_each_token_is_scaled(sae, scaling, kind, c):
+    sae, h = scaled(sae, scaling), stream(1, 60)
+    expected = full_clamp(full(sae), h, FEATURES, c, dense=kind == "dense")
+    found = slim_clamp(sae, h, FEATURES, Clamp(kind, c, 1.0))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4 * max(1.0, c / 5))
+    hot = (full(sae).encode(h)[:, FEATURES] > 0).any(dim=1)
+    assert 5 < int(hot.sum()) < 60
+    assert torch.equal((found == h).all(dim=1), ~hot)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_an_sae_of_scaled_tokens_is_its_formula(sae, scaling):
+    sae, h = scaled(sae, scaling), stream(2, 40)
+    a = full(sae).encode(h)
+    torch.testing.assert_close(sae.encode(h), a, **PRECISE)
+    torch.testing.assert_close(sae.reconstruct(h), full(sae).decode_to_units(a, h), **PRECISE)
+    torch.testing.assert_close(slim(sae, FEATURES)(h.reshape(2, 20, -1)), a[:, FEATURES].reshape(2, 20, -1), **PRECISE)
+    if scaling != "rms":
+        torch.testing.assert_close(sae.encode(7 * h), 7 * sae.encode(h), rtol=1e-4, atol=1e-3)
 
 
 @given(

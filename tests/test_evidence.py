@@ -10,8 +10,8 @@ from torch import Tensor
 
 from conftest import make_sae
 from saeguard import fit
-from saeguard.fitting import DRIFTS
 from saeguard.gate import Cusum, Density, Gate
+from saeguard.gates import DRIFTS
 from saeguard.sample import delay, statistics
 from topics import LAYER, SMALL, corpora
 

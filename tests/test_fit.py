@@ -25,13 +25,14 @@ from saeguard import Guardrail, errors, fit, shards
 from saeguard.cli.main import main
 from saeguard.config import PRESETS
 from saeguard.corpus import Corpus
-from saeguard.hooks import hooked
-from saeguard.model import decoder_layer, residual_stream
+from saeguard.hookpoints import HookPoint
+from saeguard.hooks import at
+from saeguard.model import port_at, residual_stream
 from saeguard.selection import SelectionRule
 from saeguard.windows import Windower
 from topics import LAYER, SMALL, corpora, passages, save_all
 
-PAPER = replace(PRESETS["paper"], n=5, p_ratio=50.0, lengths=(24,))
+PAPER = replace(PRESETS["paper"], n=5, p_ratio=50.0, lengths=(24,), force=True)
 FILES = ("guardrail.json", "guardrail.safetensors")
 MEGABYTE = 1024 * 1024
 
@@ -83,9 +84,18 @@ class TestGuardrail:
         assert set(evidence["corpora"]) == {"forget", "kitchen", "garden"}
         assert all(evidence["windows"][split] > 0 for split in ("fit", "calibration", "test"))
         assert set(evidence["passages"]) == {str(feature) for feature in fitted.features}
+        assert set(evidence["proof"]) == {"fires", "silent"}
         assert evidence["median_residual_norm"] == pytest.approx(fitted.clamp.c / SMALL.strength)
         for feature in fitted.rule.selected:
             assert set(feature.firing_rates) == {"forget", "kitchen", "garden"}
+
+    def test_its_proof_holds_in_a_pass_of_its_own(self, fitted, llama, tokenizer):
+        with fitted.attach(llama, tokenizer) as guard:
+            fires, silent = (
+                guard.judge(torch.tensor([tokenizer(fitted.evidence["proof"][name])["input_ids"]]))[0].triggered
+                for name in ("fires", "silent")
+            )
+        assert (fires, silent) == (True, False)
 
     def test_it_tells_the_topics_apart(self, fitted, llama, tokenizer):
         unseen = passages("forget", 40, seed=1), passages("kitchen", 40, seed=1)
@@ -124,10 +134,36 @@ class TestGuardrail:
         guardrail = run(replace(SMALL, gate=gate))
         assert (guardrail.gate.kind, guardrail.evidence["why_this_gate"]) == (gate, "asked for")
 
-    @pytest.mark.parametrize(("topk", "agreement"), [("exact", False), ("threshold", True)])
-    def test_a_topk_sae_says_how_it_is_carried(self, run, topk, agreement):
-        found = run(replace(SMALL, topk=topk), sae=make_sae("topk"))
-        assert (found.evidence["topk"] is not None) == agreement
+    def test_a_topk_sae_says_how_it_is_carried_and_what_the_other_way_would_be_like(self, run, fitted):
+        exact, fixed = (run(replace(SMALL, topk=topk), sae=make_sae("topk")) for topk in ("exact", "threshold"))
+        assert (exact.evidence["topk"]["mode"], exact.rule.encoder.k) == ("exact", 10)
+        assert (fixed.evidence["topk"]["mode"], fixed.rule.encoder.k) == ("threshold", None)
+        assert exact.evidence["topk"] == fixed.evidence["topk"] | {"mode": "exact"}
+        assert 0.2 < exact.evidence["topk"]["agreement"] < 1
+        assert exact.evidence["topk"]["active"] <= exact.evidence["topk"]["tokens"] * len(exact.features)
+        assert fitted.evidence["topk"] is None
+
+
+class TestHookPoint:
+    PLACES = (("resid_post", "resid_post"), ("mlp_out", "mlp_out"), ("attn_z", "attn_z"), ("mlp_in", "mlp_out"))
+
+    @pytest.mark.parametrize(("hook", "hook_out"), PLACES)
+    def test_what_is_served_is_what_was_calibrated(self, run, fitted, llama, tokenizer, hook, hook_out):
+        sae = make_sae("jumprelu")
+        sae = replace(sae, W_enc=4 * sae.W_enc, metadata={"hook": hook, "hook_out": hook_out, "layer": LAYER})
+        found = run(sae=sae)
+        assert (found.layer, found.hook, found.hook_out) == (LAYER, hook, hook_out)
+        assert found.evidence["median_residual_norm"] == fitted.evidence["median_residual_norm"]
+        forget, _ = corpora()
+        tested = [d for d in Corpus.of("forget", "forget", forget).documents() if d.split == "test"]
+        windows = [window for d in tested for window in Windower(tokenizer, SMALL.lengths).cut(d)]
+        with found.attach(llama, tokenizer) as guard:
+            caught = sum(guard.judge(torch.tensor([window.ids]))[0].triggered for window in windows)
+        assert caught == found.evidence["gates"][found.evidence["chosen"]]["caught"]["hits"]
+
+    def test_a_place_the_model_lacks_and_another_width_are_refused(self, run, sae):
+        with pytest.raises(errors.SAEMismatchError, match="width of the SAE at mlp_out: found 16, expected 32"):
+            run(sae=replace(make_sae("relu", d_model=16), metadata={"hook": "mlp_out"}))
 
 
 class TestRetainScore:
@@ -224,12 +260,8 @@ class TestPaperPreset:
         triggered = 0
         for ids, hidden, _ in read(forget, "test"):
             clamped = authors_clamp(full, hidden[None], by_authors.features, 500.0, by_authors.threshold)
-
-            def put(_module, _args, _kwargs, output, new=clamped):
-                return (new, *output[1:]) if isinstance(output, tuple) else new
-
             with torch.inference_mode():
-                with hooked(decoder_layer(llama, LAYER), put):
+                with at(port_at(llama, HookPoint(LAYER)), lambda _values, new=clamped: new):
                     expected = llama(ids[None]).logits
                 with by_authors.attach(llama, tokenizer) as guard:
                     found = llama(ids[None]).logits
@@ -322,7 +354,7 @@ class TestBadInput:
 
     def test_an_sae_of_another_layer(self, run, sae):
         with pytest.raises(errors.SAEMismatchError, match="found 2, expected 1"):
-            run(sae=replace(sae, metadata={"layer": 1}))
+            run(replace(SMALL, force=False), sae=replace(sae, metadata={"layer": 1}))
 
     @pytest.mark.parametrize("bad", [None, 3, ["a"], {"text": "a"}])
     def test_rows_that_are_no_text(self, run, bad, tmp_path):

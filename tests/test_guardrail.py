@@ -12,7 +12,7 @@ import torch
 
 from conftest import make_guardrail, make_model, make_sae, make_tokenizer
 from saeguard import artifact as module
-from saeguard.artifact import CARD_FILE, JSON_FILE, TENSOR_FILE
+from saeguard.artifact import CARD_FILE, FORMAT_VERSION, JSON_FILE, TENSOR_FILE
 from saeguard.clamp import Clamp
 from saeguard.errors import (
     ArtifactDamagedError,
@@ -136,10 +136,10 @@ def test_json_of_another_kind(saved, text):
 
 
 def test_another_format_version_is_refused_by_name(saved):
-    change_json(saved, lambda content: content.update(format_version=2))
-    with pytest.raises(ArtifactVersionError, match="found 2, expected 1") as caught:
+    change_json(saved, lambda content: content.update(format_version=FORMAT_VERSION + 1))
+    with pytest.raises(ArtifactVersionError, match=f"found {FORMAT_VERSION + 1}, expected {FORMAT_VERSION}") as caught:
         Guardrail.from_pretrained(saved)
-    assert (caught.value.found, caught.value.expected) == (2, 1)
+    assert (caught.value.found, caught.value.expected) == (FORMAT_VERSION + 1, FORMAT_VERSION)
 
 
 BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -215,7 +215,7 @@ def test_it_fits_only_its_own_model_tokenizer_and_layer(guardrail, llama, tokeni
     with pytest.raises(LayerError, match="found 4, expected 0 to 3"):
         replace(guardrail, layer=4).check(llama, tokenizer)
     narrow = replace(guardrail.rule, decoder=guardrail.rule.decoder[:, :-1])
-    with pytest.raises(ArtifactMismatchError, match="d_model"):
+    with pytest.raises(ArtifactMismatchError, match="width at resid_post"):
         replace(guardrail, rules=(narrow,)).check(llama, tokenizer)
 
 

@@ -10,14 +10,14 @@ from torch import nn
 from transformers import CompileConfig, PreTrainedModel
 
 from conftest import make_guardrail, make_sae
-from saeguard.hooks import around, hooked
+from saeguard.hooks import Port, around, at
 from tiny import generate, prompts
 
 
-def test_a_layer_hook_replaces_the_output_inside_the_block_only() -> None:
+def test_a_port_replaces_the_output_inside_the_block_only() -> None:
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     expected = layer(x)
-    with hooked(layer, lambda _m, _a, _k, output: output + 1):
+    with at(Port(layer, "output"), lambda values: values + 1):
         assert torch.equal(layer(x), expected + 1)
     assert torch.equal(layer(x), expected)
 
@@ -27,7 +27,8 @@ def test_hooks_come_off_after_an_error() -> None:
     with (
         pytest.raises(KeyboardInterrupt),
         around(layer, lambda *_: None, lambda *_: None),
-        hooked(layer, lambda *_: None),
+        at(Port(layer, "input"), lambda values: None),
+        at(Port(layer, "output"), lambda values: None),
     ):
         raise KeyboardInterrupt
     assert not layer._forward_hooks
@@ -52,7 +53,7 @@ def test_compiled_code_meets_hooks_placed_later_and_none_taken_off() -> None:
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     compiled = torch.compile(layer, backend="eager")
     expected = compiled(x)
-    with hooked(layer, lambda _m, _a, _k, output: output + 1):
+    with at(Port(layer, "output"), lambda values: values + 1):
         torch.testing.assert_close(compiled(x), expected + 1)
     torch.testing.assert_close(compiled(x), expected)
 

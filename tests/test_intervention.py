@@ -162,14 +162,26 @@ def test_after_any_exit_the_model_is_as_it_was(model: PreTrainedModel, tokenizer
     assert torch.equal(logits(model, ROWS[0]), expected)
 
 
-def test_a_part_of_the_model_is_refused_also_after_a_pass_that_failed(model: PreTrainedModel, tokenizer: Any) -> None:
+def test_the_guarded_layer_by_itself_is_refused_also_after_a_pass_that_failed(
+    model: PreTrainedModel, tokenizer: Any
+) -> None:
+    layers, hidden = decoder_layers(model), torch.randn(1, 5, 32)
     with make_guardrail(model, tokenizer, make_sae("relu"), 1).attach(model, tokenizer):
-        with pytest.raises(AttachError, match="not a part of it"):
-            model.get_decoder()(ROWS[0])
-        with broken(decoder_layers(model)[0]), pytest.raises(_BoomError):
+        with pytest.raises(AttachError, match="outside the model"):
+            layers[1](hidden)
+        with broken(layers[0]), pytest.raises(_BoomError):
             model(ROWS[0])
-        with pytest.raises(AttachError, match="not a part of it"):
-            model.get_decoder()(ROWS[0])
+        with pytest.raises(AttachError, match="outside the model"):
+            layers[1](hidden)
+
+
+def test_the_decoder_by_itself_is_guarded_too(model: PreTrainedModel, tokenizer: Any) -> None:
+    guardrail = make_guardrail(model, tokenizer, make_sae("relu"), 1, threshold=ALWAYS)
+    with guardrail.attach(model, tokenizer) as guard, torch.no_grad():
+        expected = model(ROWS[0], output_hidden_states=True).hidden_states[-1]
+        verdicts = guard.verdicts
+        assert torch.equal(model.get_decoder()(ROWS[0]).last_hidden_state, expected)
+        assert guard.verdicts == verdicts
 
 
 def test_embeddings_instead_of_tokens_are_refused(model: PreTrainedModel, tokenizer: Any) -> None:

@@ -16,7 +16,7 @@ PURE = (
     "tokens", "statistics", "selection", "gate", "calibration", "clamp", "errors", "corpus", "windows", "hooks",
     "sae.autoencoder", "sae.slim", "sae.tensors", "sae.formats.saelens",
 )  # fmt: skip
-KNOW_TRANSFORMERS = {"model", "sequences", "intervention", "evaluation.mcq", "embedded"}
+KNOW_TRANSFORMERS = {"model", "sequences", "intervention", "evaluation.prefix", "embedded"}
 HOOKS = ("register_forward_hook", "register_forward_pre_hook")
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
@@ -97,6 +97,14 @@ def test_decisions_have_never_heard_of_hugging_face(module):
 
 def test_only_a_few_modules_know_transformers():
     assert {module for module in MODULES if "transformers" in packages(module, lazy=True)} <= KNOW_TRANSFORMERS
+
+
+def test_only_one_module_knows_vllms_insides():
+    users = {module for module in MODULES if "vllm" in packages(module, lazy=True)}
+    assert users == {f"serving.vllm.{name}" for name in ("engine", "worker", "offline", "endpoint", "launch")}
+    inside = {name: {i for i in imports(name, lazy=True) if i.startswith("vllm.v1")} for name in MODULES}
+    assert {name for name, found in inside.items() if found} == {"serving.vllm.worker"}
+    assert "vllm" not in packages("serving.vllm.plugin")
 
 
 def test_only_hooks_registers_hooks():

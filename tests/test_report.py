@@ -95,7 +95,19 @@ def _guardrail(chosen: str = "evidence", name: str = "astronomy", method: dict[s
     )
     config = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 8}
     sae = {"source": HOSTILE, "fingerprint": "abc", "activation": "ReLU", "d_sae": 32}
-    return Guardrail(1, {"name": HOSTILE, "config": config, "weights": "def"}, "t", sae, (rule,), {"saeguard": "0.1.0"})
+    head = {
+        "layer": 1,
+        "hook": "resid_post",
+        "hook_out": "resid_post",
+        "tokenizer": "t",
+    }
+    return Guardrail(
+        **head,
+        model={"name": HOSTILE, "config": config, "weights": "def"},
+        sae=sae,
+        rules=(rule,),
+        versions={"saeguard": "0.1.0"},
+    )
 
 
 def _results() -> dict[str, Any]:

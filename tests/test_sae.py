@@ -16,6 +16,7 @@ from reference import FullSAE
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import JumpReLU, ReLU, SparseAutoencoder, TopK
 from saeguard.sae.formats.saelens import CONFIG, WEIGHTS, save_saelens
+from saeguard.sae.scaling import InputScaling
 from saeguard.sae.slim import slim, topk_agreement, topk_thresholds
 
 V6 = {"architecture": "standard", "apply_b_dec_to_input": False, "normalize_activations": "none"}
@@ -51,6 +52,20 @@ def test_round_trip_is_the_same_sae(tmp_path, sae):
     assert found.source == str(tmp_path / "sae")
     h = stream(20)
     assert torch.equal(found.decode(found.encode(h)), sae.decode(sae.encode(h)))
+
+
+def test_what_was_folded_is_not_folded_again(tmp_path):
+    """Settings of the file an SAE was read from do not come along when it is written."""
+    config = {
+        "apply_b_dec_to_input": True, "architecture": "topk", "k": 9, "rescale_acts_by_decoder_norm": True,
+        "normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.5, "hook_name":
+        "blocks.5.hook_resid_pre", "finetuning_scaling_factor": True,
+    }  # fmt: skip
+    first = SparseAutoencoder.load(folder(tmp_path / "one", config, weights(scaling_factor=torch.full((D_SAE,), 2.0))))
+    save_saelens(first, tmp_path / "two", torch.float32)
+    again = SparseAutoencoder.load(tmp_path / "two")
+    assert again.fingerprint() == first.fingerprint()
+    assert (again.layer, again.hook) == (first.layer, first.hook) == (4, "resid_post")
 
 
 def test_half_precision_round_trip_keeps_biases_and_thresholds_whole(tmp_path):
@@ -92,21 +107,105 @@ VERSIONS = {
     "v6 jumprelu": (V6 | {"architecture": "jumprelu", "metadata": {"hook_name": "model.layers.4"}}, JumpReLU, 4),
     "v6 standard": (V6 | {"metadata": {"model_name": "m", "layer": 0}}, ReLU, 0),
     "gpt2": (V6 | {"metadata": {"hook_name": "transformer.h.11.output"}}, ReLU, 11),
+    "the oldest": (
+        {
+            "hook_point": "blocks.8.hook_resid_pre",
+            "hook_point_layer": 8,
+            "hook_point_head_index": None,
+            "normalize_activations": False,
+            "activation_fn": "relu",
+            "d_in": D_MODEL,
+        },
+        ReLU,
+        7,
+    ),
+    "v5 gated": (
+        {"architecture": "gated", "activation_fn_str": "relu", "hook_name": "blocks.6.hook_mlp_out"},
+        JumpReLU,
+        6,
+    ),
+    "v6 heads": (
+        V6 | {"reshape_activations": "hook_z", "metadata": {"hook_name": "blocks.4.attn.hook_z"}},
+        ReLU,
+        4,
+    ),
+    "v6 batchtopk in training": (V6 | {"architecture": "batchtopk", "k": 7}, JumpReLU, None),
 }
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_configs_of_both_versions(tmp_path, version):
     config, activation, layer = VERSIONS[version]
-    found = SparseAutoencoder.load(folder(tmp_path, config, weights(threshold=torch.ones(D_SAE))))
+    gate = {name: torch.ones(D_SAE) for name in ("threshold", "b_gate", "b_mag", "r_mag", "scaling_factor")}
+    tensors = weights(**gate, topk_threshold=torch.tensor(1.0))
+    found = SparseAutoencoder.load(folder(tmp_path, config, tensors))
     assert type(found.activation) is activation
     assert found.layer == layer
     if isinstance(found.activation, TopK):
         assert found.activation.k == 7
 
 
+PLACES = {"the oldest": "resid_post", "v5 gated": "mlp_out", "v6 heads": "attn_z"}
+
+
+@pytest.mark.parametrize("version", PLACES)
+def test_the_place_is_said_in_each_version(tmp_path, version):
+    gate = {name: torch.ones(D_SAE) for name in ("b_gate", "b_mag", "r_mag")}
+    assert SparseAutoencoder.load(folder(tmp_path, VERSIONS[version][0], weights(**gate))).hook == PLACES[version]
+
+
+def test_a_module_path_is_taken_before_the_name_of_the_hook(tmp_path):
+    """What TransformerLens calls the stream before the norm also names the normalised input of Gemma 3's MLP."""
+    hooks = {
+        "hook_name": "blocks.4.hook_mlp_in", "hook_name_out": "blocks.4.hook_mlp_out", "model_name": "gemma-3-1b",
+        "hf_hook_name": "model.layers.4.pre_feedforward_layernorm.output",
+        "hf_hook_name_out": "model.layers.4.post_feedforward_layernorm.output",
+    }  # fmt: skip
+    found = SparseAutoencoder.load(folder(tmp_path, V6 | {"architecture": "transcoder", "metadata": hooks}))
+    assert (found.layer, found.hook, found.hook_out) == (4, "mlp_in", "mlp_out")
+
+
+def test_tuned_factors_of_version_5_multiply_what_is_decoded(tmp_path):
+    tensors, factor = weights(), torch.linspace(0.5, 2, D_SAE)
+    config = V6 | {"finetuning_scaling_factor": True}
+    found = SparseAutoencoder.load(folder(tmp_path, config, tensors | {"scaling_factor": factor}))
+    h = stream(20)
+    a = (h @ tensors["W_enc"] + tensors["b_enc"]).relu()
+    torch.testing.assert_close(found.encode(h), a, **CLOSE)
+    torch.testing.assert_close(found.reconstruct(h), (a * factor) @ tensors["W_dec"] + tensors["b_dec"], **CLOSE)
+
+
+def test_decoder_rows_of_zeros_stay_silent(tmp_path):
+    tensors = weights()
+    tensors["W_dec"][5] = 0
+    config = V6 | {"architecture": "topk", "k": 9, "rescale_acts_by_decoder_norm": True}
+    found = SparseAutoencoder.load(folder(tmp_path, config, tensors))
+    assert bool(found.reconstruct(stream(20)).isfinite().all())
+
+
+def test_only_what_saelens_can_hold_is_written_for_it(tmp_path):
+    for sae in (
+        replace(make_sae("relu"), W_skip=torch.zeros(D_MODEL, D_MODEL)),
+        replace(make_sae("relu"), scaling=InputScaling("rms", 1e-6)),
+        replace(make_sae("relu"), metadata={"hook": "mlp_in", "hook_out": "mlp_out"}),
+    ):
+        with pytest.raises(SAEError, match="cannot be written"):
+            save_saelens(sae, tmp_path / "sae")
+
+
 BAD = {
-    "another architecture": (V6 | {"architecture": "gated"}, {}, "gated"),
+    "another architecture": (V6 | {"architecture": "temporal"}, {}, "depend on the tokens before"),
+    "another activation": (V6 | {"activation_fn_str": "tanh-relu"}, {}, "tanh-relu"),
+    "gated without its gate": (V6 | {"architecture": "gated"}, {}, "b_gate"),
+    "one head": (V6 | {"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 3}, {}, "reads head 3 alone"),
+    "whitened inputs": (V6 | {"normalize_activations": "covariance_whitening"}, {}, "folded by SAELens"),
+    "scaled inputs, as a bool": ({"normalize_activations": True}, {}, "expected_average_only_in"),
+    "a place that is none": (V6 | {"metadata": {"hook_name": "hook_embed"}}, {}, "hook_embed"),
+    "tuned factors that are not wanted": (V6, {"scaling_factor": torch.full((D_SAE,), 2.0)}, "finetuning_scaling"),
+    "a transcoder that scales": (
+        V6 | {"architecture": "transcoder", "normalize_activations": "layer_norm"}, {}, "normalize_activations",
+    ),
+    "a skip transcoder without its path": (V6 | {"architecture": "skip_transcoder"}, {}, "W_skip"),
     "scaled inputs": (V6 | {"normalize_activations": "expected_average_only_in"}, {}, "expected_average_only_in"),
     "jumprelu without thresholds": (V6 | {"architecture": "jumprelu"}, {}, "threshold"),
     "topk without k": (V6 | {"architecture": "topk"}, {}, "usable k"),

@@ -21,7 +21,8 @@ WORDS = {
     "garden": ["popple", "gupo", "hupple", "pugha", "lupop", "haggu", "pollug", "ughop", "gappu", "lupha"],
 }
 LAYER = 2
-SMALL = replace(FitConfig(), n=4, p_ratio=50.0, alpha=0.2, lengths=(128,), chat=False, sample=4_000)
+SMALL = replace(FitConfig(), n=4, p_ratio=50.0, alpha=0.2, lengths=(128,), chat=False, sample=4_000, force=True)
+"""Forced, since the random SAEs of the tests fit no model."""
 
 
 def passages(topic: str, count: int, *, words: int = 14, seed: int = 0) -> list[str]:
@@ -51,4 +52,11 @@ def save_all(folder: Path, model: PreTrainedModel, tokenizer: Any, sae: SparseAu
         "--lengths": SMALL.lengths[0], "--sample": SMALL.sample,
     }  # fmt: skip
     named = [f"{name}={folder / name}.jsonl" for name in retain]
-    return ["fit", *(str(part) for option in options.items() for part in option), "--no-chat", "--retain", *named]
+    return [
+        "fit",
+        *(str(part) for option in options.items() for part in option),
+        "--no-chat",
+        "--force",
+        "--retain",
+        *named,
+    ]

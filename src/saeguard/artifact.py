@@ -24,11 +24,12 @@ from saeguard.errors import ArtifactDamagedError, ArtifactError, ArtifactVersion
 from saeguard.files import follow_umask
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
 from saeguard.rule import Rule
+from saeguard.sae.scaling import InputScaling
 from saeguard.sae.slim import SlimEncoder
 from saeguard.selection import SelectedFeature
 
-FORMAT_VERSION = 1
-HEAD = ("layer", "model", "tokenizer", "sae", "versions")
+FORMAT_VERSION = 2
+HEAD = ("layer", "hook", "hook_out", "model", "tokenizer", "sae", "versions")
 JSON_FILE, TENSOR_FILE, CARD_FILE = "guardrail.json", "guardrail.safetensors", "README.md"
 
 
@@ -63,6 +64,15 @@ def read(folder: Path) -> tuple[dict[str, Any], tuple[Rule, ...]]:
         return {key: content[key] for key in HEAD}, rules
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ArtifactDamagedError(f"cannot read the guardrail {folder}: {error!r}") from error
+
+
+def fingerprint(rules: Sequence[Rule]) -> str:
+    """Identity of rules by their content: what they hold, not where they lie."""
+    digest = hashlib.sha256(_canonical({"rules": [_rule_json(rule) for rule in rules]}).encode())
+    for rule in rules:
+        for name, tensor in sorted(_rule_tensors(rule).items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def locate(source: str | Path) -> Path:
@@ -165,6 +175,7 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
         "name": rule.name,
         "features": [asdict(feature) for feature in rule.selected],
         "topk": rule.encoder.k,
+        "scaling": None if rule.encoder.scaling is None else asdict(rule.encoder.scaling),
         "gate": {
             "kind": gate.kind,
             "bias": getattr(gate.scorer, "bias", 0.0),
@@ -188,10 +199,11 @@ def _rule(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
         scorer = kinds[gate["kind"]](tensors["gate.weights"], gate["bias"])
     accumulator = dict(gate["accumulator"])
     accumulate = {"mean": Mean, "cusum": Cusum}[accumulator.pop("kind")](**accumulator)
+    scaling = None if entry["scaling"] is None else InputScaling(**entry["scaling"])
     return Rule(
         name=entry["name"],
         selected=tuple(SelectedFeature(**feature) for feature in entry["features"]),
-        encoder=SlimEncoder(k=entry["topk"], **_subset(tensors, "encoder.")),
+        encoder=SlimEncoder(k=entry["topk"], scaling=scaling, **_subset(tensors, "encoder.")),
         decoder=tensors["decoder"],
         gate=Gate(scorer, accumulate, gate["moment"], gate["counts"], gate["latch"]),
         threshold=entry["threshold"],

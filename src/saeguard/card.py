@@ -41,5 +41,8 @@ def _rule_section(rule: Rule) -> str:
     if chosen:
         lines += ["", "| held-out text | share triggered | n |", "|---|---|---|"]
         rows = {"forget": chosen["caught"]} | chosen["false_positives"]
-        lines += [f"| {name} | {row['rate']:.3f} | {row['n']} |" for name, row in rows.items()]
+        lines += [
+            f"| {name} | {row['rate']:.3f} | {row['n']} |" if row else f"| {name} | not measured: no forget text | 0 |"
+            for name, row in rows.items()
+        ]
     return "\n".join(lines) + "\n"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Action = Literal["clamp", "refuse", "monitor"]
 ClampKind = Literal["dense", "active"]
 GateChoice = Literal["auto", "density", "evidence", "probe"]
+Role = Literal["topic", "near", "far"]
+"""What a judged domain is to the topic."""
 Moment = Literal["running", "block"]
 TopKMode = Literal["exact", "threshold"]
 
@@ -14,3 +18,18 @@ Hook = Literal["resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_ou
 """Places in a decoder block, in the order of the data: the residual stream before the block, the heads' outputs before
 and after their projection, the residual stream between attention and MLP, what goes into the MLP (normalised) and what
 it adds, the residual stream after the block."""
+
+REFUSAL = "I cannot help with that topic."
+"""What takes the place of an answer under the action `refuse`."""
+
+
+@dataclass(frozen=True)
+class GivenFeatures:
+    """Features to use in place of selection, in rank order: by hand, or found by their `explanations` (by id).
+
+    `origin` says how they were found; it goes into the guardrail.
+    """
+
+    ids: tuple[int, ...]
+    explanations: Mapping[int, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=lambda: {"by": "ids"})

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from saeguard.choices import Action, ClampKind, GateChoice, Moment, TopKMode
+from saeguard.choices import Action, ClampKind, GateChoice, GivenFeatures, Moment, TopKMode
 from saeguard.options import option
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ class FitConfig:
     quarantine: bool = option(True, "leave out retain text that looks like the topic, and the reverse; it is listed")
     topk: TopKMode = option("exact", "TopK SAEs: carry the whole encoder, or fixed thresholds with measured agreement")
     as_authors: bool = option(False, "round and count exactly as the authors' code does")
+    force: bool = option(False, "fit although the SAE does not fit (see doctor); the guardrail records it")
     seed: int = option(0, "seed of everything random")
+    given: GivenFeatures | None = None
+    """Features to use in place of selection."""
 
     @property
     def selection(self) -> SelectionRule:

@@ -35,6 +35,7 @@ TOPIC = "astronomy"
 NEAR = ("physics", "earth_science")
 """Neighbours of the topic among the starter domains."""
 HERE = Path(__file__).parent
+EXPLANATIONS = HERE / "assets" / SAE_NAME / "explanations.jsonl.gz"
 HUB_TIMEOUT_SECONDS = 5
 
 

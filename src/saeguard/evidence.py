@@ -26,13 +26,14 @@ class GateResult:
     """A calibrated gate and how it does on test text.
 
     For choosing among gates, on calibration forget text: the share caught, and the detection `delay` (mean share of
-    a window that has passed before it triggers, 1 where it never does).
+    a window that has passed before it triggers, 1 where it never does). Without forget text nothing is known of
+    what is caught: rates of 0 windows, null in the artifact.
     """
 
     gate: Gate
     calibration: Calibration
     caught_in_calibration: Rate
-    delay: float
+    delay: float | None
     test: Mapping[str, Sequence[float]]
     test_lengths: Sequence[tuple[str, int, float]]
 
@@ -77,8 +78,8 @@ class GateResult:
             "threshold": self.threshold,
             "method": {"kind": type(self.calibration.method).__name__.lower()} | asdict(self.calibration.method),
             "bounds": [asdict(bound) for bound in self.calibration.bounds],
-            "caught": self.caught.as_dict(),
-            "caught_in_calibration": self.caught_in_calibration.as_dict(),
+            "caught": _measured(self.caught),
+            "caught_in_calibration": _measured(self.caught_in_calibration),
             "delay_in_calibration": self.delay,
             "false_positives": {name: rate.as_dict() for name, rate in self.false_positives.items()},
             "by_length": self._by_length(),
@@ -93,7 +94,7 @@ class GateResult:
         for length in lengths:
             here = [(name, value) for name, its, value in self.test_lengths if its == length]
             rows[str(length)] = {
-                "caught": rate_above([v for name, v in here if name == FORGET], self.threshold).as_dict(),
+                "caught": _measured(rate_above([v for name, v in here if name == FORGET], self.threshold)),
                 "false_positives": rate_above([v for name, v in here if name != FORGET], self.threshold).as_dict(),
             }
         return rows
@@ -143,10 +144,15 @@ def evaluate_gate(
         gate=gate,
         calibration=found,
         caught_in_calibration=rate_above(statistics(gate, forget), found.threshold),
-        delay=delay(gate, found.threshold, forget),
+        delay=delay(gate, found.threshold, forget) if forget else None,
         test=_group((w.corpus, v) for w, v in zip(test, tested, strict=True)),
         test_lengths=[(w.corpus, w.length, v) for w, v in zip(test, tested, strict=True)],
     )
+
+
+def _measured(rate: Rate) -> dict[str, Any] | None:
+    """A rate for the artifact; None of no windows."""
+    return rate.as_dict() if rate.n else None
 
 
 def _group(pairs: Any) -> dict[Any, list[float]]:

@@ -1,6 +1,9 @@
-"""`fit`: from two kinds of text to a guardrail. Each step is a function of the records before it.
+"""`fit`: from texts to a guardrail. Each step is a function of the records before it.
 
 corpora -> shards -> statistics -> selection -> windows -> quarantine -> gates -> calibration -> guardrail
+
+Given features take the place of selection. They make forget text optional: without it there is no contamination to
+look for, and no figure of what is caught.
 """
 
 from __future__ import annotations
@@ -9,42 +12,40 @@ import platform
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from saeguard.clamp import Clamp
-from saeguard.compatibility import check_fits
 from saeguard.config import FitConfig
 from saeguard.contamination import Contamination, find_contamination
 from saeguard.corpus import Corpus, CorpusSummary, check_disjoint
-from saeguard.detectors import fit_evidence, fit_probe
+from saeguard.doctor.diagnosis import admit
+from saeguard.doctor.reading import Subject
 from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
-from saeguard.gate import Accumulator, Cusum, Density, Gate, Mean, Scorer
+from saeguard.gates import Splits, choose_gate, fit_gates
 from saeguard.guardrail import Guardrail
 from saeguard.model import model_fingerprint, tokenizer_fingerprint
 from saeguard.passages import top_passages
 from saeguard.progress import progress
+from saeguard.proof import proof_texts
 from saeguard.rule import Rule
 from saeguard.sae.autoencoder import SparseAutoencoder, TopK
 from saeguard.sae.slim import SlimEncoder, slim, topk_agreement, topk_thresholds
-from saeguard.sample import FORGET, ReadWindow, firing_means, labelled, mean_score, read_windows
-from saeguard.selection import SelectedFeature, select
+from saeguard.sample import FORGET, ReadWindow, read_windows
+from saeguard.selection import SelectedFeature, select, take
 from saeguard.shards import Pass, Shard, estimated_tokens, pass_fingerprint, run_pass
 from saeguard.statistics import FeatureStatistics
 from saeguard.windows import Windower
 
 Texts = str | Path | Sequence[str]
-MIN_FORGET_WINDOWS = 10
 TOPK_TOKENS = 20_000
-DRIFTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
 def fit(
@@ -53,7 +54,7 @@ def fit(
     sae: SparseAutoencoder,
     *,
     layer: int,
-    forget: Texts,
+    forget: Texts | None = None,
     retain: Mapping[str, Texts],
     config: FitConfig | None = None,
     work_dir: str | Path | None = None,
@@ -61,14 +62,17 @@ def fit(
 ) -> Guardrail:
     """Fit a guardrail for one topic.
 
-    `forget` and each of `retain` is a file, an `hf:` address or a list of texts. With `work_dir` the shards of
-    the offline pass are kept there, and a killed run goes on where it was. Raises a `GuardrailError` by cause.
+    `forget` and each of `retain` is a file, an `hf:` address or a list of texts; `forget` may be left out where
+    the features are given (`FitConfig.given`). With `work_dir` the shards of the offline pass are kept there, and a
+    killed run goes on where it was. Raises a `GuardrailError` by cause.
     """
     config = config or FitConfig()
-    check_fits(model, sae, layer)
-    corpora = _corpora(forget, retain)
+    corpora = _corpora(forget, retain, config)
     summaries = {name: corpus.summary() for name, corpus in corpora.items()}
-    check_disjoint(summaries[FORGET], {name: s for name, s in summaries.items() if name != FORGET})
+    if FORGET in summaries:
+        check_disjoint(summaries[FORGET], {name: s for name, s in summaries.items() if name != FORGET})
+    kept = [corpus for corpus in corpora.values() if corpus.role == "retain"]
+    doctor = admit(Subject(model, tokenizer, sae, layer), kept, force=config.force)
     chat = tokenizer.chat_template is not None if config.chat is None else config.chat
     task = Pass(model, tokenizer, sae, layer, Windower(tokenizer, config.lengths, chat), config.sample)
     identity = pass_fingerprint(task, model_fingerprint(model), summaries)
@@ -76,71 +80,50 @@ def fit(
         folder = _shard_folder(work_dir, identity, stack)
         with progress("reading", estimated_tokens(summaries.values()), unit="tokens", show=show_progress) as advance:
             shards = run_pass(task, corpora, summaries, folder, advance)
-        return decide(task, shards, summaries, config)
+        return decide(task, shards, summaries, config, doctor)
 
 
 def decide(
-    task: Pass, shards: Mapping[str, list[Shard]], summaries: Mapping[str, CorpusSummary], config: FitConfig
-) -> Guardrail:
-    """Everything after the offline pass: select, quarantine, fit and compare gates, calibrate, freeze."""
+    task: Pass, shards: Mapping[str, list[Shard]], summaries: Mapping[str, CorpusSummary], config: FitConfig,
+    doctor: Mapping[str, Any],
+) -> Guardrail:  # fmt: skip
+    """Everything after the offline pass: select, quarantine, fit and compare gates, calibrate, freeze.
+
+    `doctor` is what the guardrail records of how the SAE fits.
+    """
     statistics = {
         name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
     }
     _check_enough(statistics)
-    forget, retain = statistics[FORGET], {name: s for name, s in statistics.items() if name != FORGET}
-    selected = select(forget, retain, config.selection)
+    selected = _select(statistics, config)
     every_shard = [shard for its in shards.values() for shard in its]
     encoder, topk = _encoder(task.sae, [feature.id for feature in selected], every_shard, config)
     windows = read_windows(every_shard, encoder)
-    _check_splits(_Splits.of(windows, frozenset()), summaries)
+    _check_splits(Splits.of(windows, frozenset()), summaries)
     contamination = _contamination(windows, config)
-    clean = _Splits.of(windows, contamination.outliers if contamination and config.quarantine else frozenset())
+    clean = Splits.of(windows, contamination.outliers if contamination and config.quarantine else frozenset())
     _check_splits(clean, summaries)
-    results = _fit_gates(clean, config)
+    results = fit_gates(clean, config, forget=FORGET in statistics)
     chosen, why = choose_gate(results, config)
-    evidence = _evidence(results, why, clean, summaries, contamination) | {"topk": topk}
+    evidence = _evidence(results, why, clean, summaries, contamination) | {"topk": topk, "doctor": doctor}
     if contamination and contamination.outliers:
-        other = _Splits.of(windows, frozenset() if config.quarantine else contamination.outliers)
+        other = Splits.of(windows, frozenset() if config.quarantine else contamination.outliers)
         evidence["threshold_other_way"] = _other_way(chosen, other, config)
+    evidence["proof"] = proof_texts(chosen.gate, chosen.threshold, clean.test, task.tokenizer)
     norm = median(window.norm for window in clean.fit)
     return _freeze(task, selected, encoder, chosen, evidence, norm, windows, config)
 
 
-def choose_gate(results: Mapping[str, GateResult], config: FitConfig) -> tuple[GateResult, str]:
-    """Evidence, unless another gate's caught rate is above evidence's interval; on calibration text, not on test."""
-    if config.gate != "auto":
-        return results[config.gate], "asked for"
-    evidence = results["evidence"]
-    low, high = evidence.caught_in_calibration.interval
-    best = max(results.values(), key=lambda result: result.caught_in_calibration.value)
-    if best.caught_in_calibration.value > high:
-        return best, (
-            f"catches {best.caught_in_calibration.value:.2f} of calibration forget text, above the interval "
-            f"{low:.2f} to {high:.2f} of evidence"
-        )
-    return evidence, "explainable, and no other gate catches more beyond its interval on calibration forget text"
-
-
-@dataclass(frozen=True)
-class _Splits:
-    """The sampled windows by split, without the quarantined documents in fit and calibration."""
-
-    fit: list[ReadWindow]
-    calibration: list[ReadWindow]
-    test: list[ReadWindow]
-
-    @classmethod
-    def of(cls, windows: Sequence[ReadWindow], outliers: frozenset[tuple[str, int]]) -> _Splits:
-        kept = [window for window in windows if window.split == "test" or window.key not in outliers]
-        return cls(*([w for w in kept if w.split == split] for split in ("fit", "calibration", "test")))
-
-
-def _corpora(forget: Texts, retain: Mapping[str, Texts]) -> dict[str, Corpus]:
+def _corpora(forget: Texts | None, retain: Mapping[str, Texts], config: FitConfig) -> dict[str, Corpus]:
     if not retain:
         raise CorpusError("no retain corpus: expected at least one named set of texts that must stay untouched")
     if FORGET in retain:
         raise CorpusError(f"a retain corpus cannot be named {FORGET!r}: choose another name")
-    named = {FORGET: Corpus.of(FORGET, "forget", forget)}
+    if forget is None and config.given is None:
+        raise CorpusError(
+            "no forget text and no features: expected text to be forgotten, or features that stand for it"
+        )
+    named = {} if forget is None else {FORGET: Corpus.of(FORGET, "forget", forget)}
     return named | {name: Corpus.of(name, "retain", texts) for name, texts in retain.items()}
 
 
@@ -162,7 +145,7 @@ def _check_enough(statistics: Mapping[str, FeatureStatistics]) -> None:
             )
 
 
-def _check_splits(splits: _Splits, names: Iterable[str]) -> None:
+def _check_splits(splits: Splits, names: Iterable[str]) -> None:
     """Every corpus has a window in every split: one without calibration windows would set no bound, in silence."""
     for split, windows in vars(splits).items():
         for name in names:
@@ -172,11 +155,18 @@ def _check_splits(splits: _Splits, names: Iterable[str]) -> None:
                 )
 
 
+def _select(statistics: Mapping[str, FeatureStatistics], config: FitConfig) -> list[SelectedFeature]:
+    forget, retain = statistics.get(FORGET), {name: s for name, s in statistics.items() if name != FORGET}
+    if config.given is not None:
+        return take(config.given, forget, retain, config.selection)
+    return select(statistics[FORGET], retain, config.selection)
+
+
 def _encoder(
     sae: SparseAutoencoder, ids: list[int], shards: Sequence[Shard], config: FitConfig
 ) -> tuple[SlimEncoder, dict[str, Any] | None]:
-    """The slim encoder; for TopK with fixed thresholds, also how well they agree with exact TopK."""
-    if not isinstance(sae.activation, TopK) or config.topk == "exact":
+    """The slim encoder; for TopK also which way it is carried, and how well fixed thresholds agree with exact TopK."""
+    if not isinstance(sae.activation, TopK):
         return slim(sae, ids), None
     tokens = [w.hidden[w.masks.valid[0]].float() for shard in shards for w in shard.windows()]
     hidden = torch.cat(tokens)
@@ -184,47 +174,18 @@ def _encoder(
     half = len(hidden) // 2
     thresholds = topk_thresholds(sae, ids, hidden[:half])
     agreement = topk_agreement(sae, ids, thresholds, hidden[half:])
-    return slim(sae, ids, topk_thresholds=thresholds), {"mode": "threshold", **vars(agreement)}
+    carried = slim(sae, ids, topk_thresholds=None if config.topk == "exact" else thresholds)
+    return carried, {"mode": config.topk, **vars(agreement)}
 
 
 def _contamination(windows: Sequence[ReadWindow], config: FitConfig) -> Contamination | None:
-    """None for the preset `paper`, which looks for none."""
-    return None if config.as_authors else find_contamination([w for w in windows if w.split != "test"])
+    """None for the preset `paper`, which looks for none, and where there is no forget text to tell it from."""
+    if config.as_authors or all(window.corpus != FORGET for window in windows):
+        return None
+    return find_contamination([window for window in windows if window.split != "test"])
 
 
-def _fit_gates(splits: _Splits, config: FitConfig) -> dict[str, GateResult]:
-    forget = [window for window in splits.fit if window.corpus == FORGET]
-    if len(forget) < MIN_FORGET_WINDOWS:
-        raise TooFewSequencesError.mismatch(
-            "windows of forget text to fit on",
-            found=len(forget),
-            expected=f"at least {MIN_FORGET_WINDOWS}",
-            fix="Give more text.",
-        )
-    scorers: dict[str, Scorer] = {"density": Density()}
-    if config.gate != "density":
-        scorers["evidence"] = fit_evidence(labelled(splits.fit, firing_means))
-        scorers["probe"] = fit_probe(labelled(splits.fit, lambda window: window.mean))
-    return {name: _best(_gates(scorer, forget, config), splits, config) for name, scorer in scorers.items()}
-
-
-def _gates(scorer: Scorer, forget: Sequence[ReadWindow], config: FitConfig) -> list[Gate]:
-    """The gates that accumulate this scorer's scores: one, or one for each drift to choose from."""
-    counts: Literal["valid", "attended"] = "attended" if config.as_authors else "valid"
-    accumulators: list[Accumulator] = [Mean()]
-    if config.accumulate == "cusum":
-        unit = mean_score(scorer, forget)
-        accumulators = [Cusum(drift * unit) for drift in (DRIFTS if config.drift is None else (config.drift,))]
-    return [Gate(scorer, accumulator, config.moment, counts, config.latch) for accumulator in accumulators]
-
-
-def _best(gates: Sequence[Gate], splits: _Splits, config: FitConfig) -> GateResult:
-    """The calibrated gate that triggers soonest on calibration forget text, the first of equals."""
-    results = [evaluate_gate(gate, config.method, splits.calibration, splits.test) for gate in gates]
-    return min(results, key=lambda result: result.delay)
-
-
-def _other_way(chosen: GateResult, splits: _Splits, config: FitConfig) -> dict[str, Any]:
+def _other_way(chosen: GateResult, splits: Splits, config: FitConfig) -> dict[str, Any]:
     """The threshold and rates with the quarantine the other way round (same gate weights)."""
     result = evaluate_gate(chosen.gate, config.method, splits.calibration, splits.test)
     return {
@@ -236,7 +197,7 @@ def _other_way(chosen: GateResult, splits: _Splits, config: FitConfig) -> dict[s
 
 
 def _evidence(
-    results: Mapping[str, GateResult], why: str, splits: _Splits,
+    results: Mapping[str, GateResult], why: str, splits: Splits,
     summaries: Mapping[str, CorpusSummary], contamination: Contamination | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
@@ -264,6 +225,7 @@ def _freeze(
     c = config.strength * norm if config.c is None else config.c
     evidence |= {
         "chosen": chosen.gate.kind,
+        "given": None if config.given is None else dict(config.given.origin),
         "median_residual_norm": norm,
         "passages": top_passages(windows, ids, task.tokenizer),
     }
@@ -274,6 +236,8 @@ def _freeze(
     )  # fmt: skip
     return Guardrail(
         layer=task.layer,
+        hook=task.sae.hook,
+        hook_out=task.sae.hook_out,
         model=model_fingerprint(task.model),
         tokenizer=tokenizer_fingerprint(task.tokenizer),
         sae={

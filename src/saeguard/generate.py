@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from saeguard.choices import REFUSAL as REFUSAL
 from saeguard.guardrail import Guardrail
 from saeguard.intervention import Verdict
+from saeguard.model import input_device
 from saeguard.windows import bos_ids, chat_ids
-
-REFUSAL = "I cannot help with that topic."
 
 Message = dict[str, str]
 
@@ -48,7 +48,7 @@ def answer(
     model: Any, tokenizer: Any, prompt: str | Sequence[Message], guardrail: Guardrail | None, how: Generation
 ) -> Answer:
     """One answer. Under the action `refuse` a triggered answer is replaced by `REFUSAL`."""
-    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=input_device(model))
     sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
     with nullcontext() if guardrail is None else guardrail.attach(model, tokenizer) as guard:
         out = model.generate(
@@ -57,11 +57,12 @@ def answer(
         )  # fmt: skip
         verdicts = guard.all_verdicts[0] if guard else []
     text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    if guardrail is not None and _refused(guardrail, verdicts):
+    if guardrail is not None and refused(guardrail, verdicts):
         text = REFUSAL
     return Answer(text, max(verdicts, key=lambda v: (v.triggered, v.statistic - v.threshold), default=None))
 
 
-def _refused(guardrail: Guardrail, verdicts: Sequence[Verdict]) -> bool:
+def refused(guardrail: Guardrail, verdicts: Sequence[Verdict]) -> bool:
+    """Whether a rule that refuses has triggered, of the verdicts of all rules on one sequence."""
     rules = zip(guardrail.rules, verdicts, strict=True)
     return any(rule.action == "refuse" and verdict.triggered for rule, verdict in rules)

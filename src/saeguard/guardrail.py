@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
 from saeguard import artifact
-from saeguard.choices import Action
+from saeguard.choices import Action, Hook
 from saeguard.clamp import Clamp
 from saeguard.errors import ArtifactMismatchError, GuardrailError, MergeError
 from saeguard.gate import Gate
-from saeguard.model import decoder_layer, model_fingerprint, text_config, tokenizer_fingerprint
+from saeguard.hookpoints import HookPoint
+from saeguard.model import model_fingerprint, tokenizer_fingerprint, width_of
 from saeguard.rule import Rule
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 class Guardrail:
     """One or more rules for one layer of one model.
 
-    `model` and `tokenizer` are fingerprints, `sae` says which SAE the features are of.
+    `hook` is the place in the block whose values are encoded, `hook_out` the one whose values are decoded (another for
+    transcoders). `model` and `tokenizer` are fingerprints, `sae` says which SAE the features are of.
     """
 
     layer: int
+    hook: Hook
+    hook_out: Hook
     model: Mapping[str, Any]
     tokenizer: str
     sae: Mapping[str, Any]
@@ -75,6 +79,11 @@ class Guardrail:
         """Calibration figures."""
         return self.rule.evidence
 
+    @property
+    def point(self) -> HookPoint:
+        """The hook point that is encoded."""
+        return HookPoint(self.layer, self.hook)
+
     def attach(self, model: nn.Module, tokenizer: Any) -> AbstractContextManager[Guard]:
         """Guard `model` inside a `with` block. Raises `AttachError` or `ArtifactMismatchError` before anything runs."""
         from saeguard.intervention import attach
@@ -83,7 +92,7 @@ class Guardrail:
 
     def check(self, model: nn.Module, tokenizer: Any) -> None:
         """Refuse a model, tokenizer or layer other than those the guardrail was calibrated on."""
-        decoder_layer(model, self.layer)
+        width = width_of(model, HookPoint(self.layer, self.hook_out))
         found = model_fingerprint(model)
         fix = "Fit a guardrail for this model."
         for part in ("config", "weights"):
@@ -98,10 +107,9 @@ class Guardrail:
                 expected=self.tokenizer,
                 fix="Use the tokenizer the guardrail was fitted with.",
             )
-        width = text_config(model).hidden_size
         if self.rules[0].decoder.shape[1] != width:
             raise ArtifactMismatchError.mismatch(
-                "d_model", found=width, expected=self.rules[0].decoder.shape[1], fix=fix
+                f"width at {self.hook_out}", found=width, expected=self.rules[0].decoder.shape[1], fix=fix
             )
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -110,6 +118,8 @@ class Guardrail:
 
         head = {
             "layer": self.layer,
+            "hook": self.hook,
+            "hook_out": self.hook_out,
             "model": dict(self.model),
             "tokenizer": self.tokenizer,
             "sae": dict(self.sae),
@@ -141,7 +151,7 @@ def merge(guardrails: list[Guardrail]) -> Guardrail:
         raise MergeError("nothing to merge: expected at least one guardrail")
     first = guardrails[0]
     for other in guardrails[1:]:
-        for part in ("layer", "tokenizer"):
+        for part in ("layer", "hook", "hook_out", "tokenizer"):
             if getattr(other, part) != getattr(first, part):
                 raise MergeError.mismatch(
                     f"{part} of the guardrails", found=getattr(other, part), expected=getattr(first, part),
@@ -158,4 +168,4 @@ def merge(guardrails: list[Guardrail]) -> Guardrail:
     names = [rule.name for rule in rules]
     if len(set(names)) < len(names):
         raise MergeError(f"two rules have one name: {sorted(names)}. Rename one when fitting it (--name).")
-    return Guardrail(first.layer, first.model, first.tokenizer, first.sae, rules, first.versions)
+    return replace(first, rules=rules)

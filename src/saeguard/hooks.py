@@ -4,32 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-AfterModule = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
-BeforeModule = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+from saeguard.errors import ModelError
+
+Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+After = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+Change = Callable[[Tensor], Tensor | None]
+"""Sees a tensor; what it returns takes the tensor's place, None keeps it."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where a tensor can be seen and replaced: what goes into a module, or what comes out of it.
+
+    Of several inputs or outputs it is the first, as decoder blocks and their parts have it.
+    """
+
+    module: nn.Module
+    side: Literal["input", "output"]
 
 
 @contextmanager
-def hooked(layer: nn.Module, after: AfterModule) -> Iterator[None]:
-    """Call `after` on each output of `layer`, until the block is left, normally or by an error.
+def at(port: Port, change: Change) -> Iterator[None]:
+    """Call `change` on each tensor that passes the port, until the block is left, normally or by an error.
 
-    What it returns replaces the output; None keeps it. Inside the block `torch.compile` is put aside: compiled
-    code would go past hooks placed after it was compiled, and keep those that were taken off.
+    Inside the block `torch.compile` is put aside: compiled code would go past hooks placed after it was compiled, and
+    keep those that were taken off.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
+        if port.side == "output":
+            handle = port.module.register_forward_hook(lambda _module, _args, output: _of_output(output, change))
+        else:
+            handle = port.module.register_forward_pre_hook(
+                lambda _module, args, kwargs: _of_input(args, kwargs, change), with_kwargs=True
+            )
+        stack.callback(handle.remove)
         yield
 
 
 @contextmanager
-def around(model: nn.Module, before: BeforeModule, after: AfterModule) -> Iterator[None]:
-    """Call `before` on each input of `model` and `after` on each output, which is None where the pass raised."""
+def around(module: nn.Module, before: Before, after: After | None = None) -> Iterator[None]:
+    """Call `before` on each input of `module` and `after` on each output, which is None where the pass raised."""
     with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
-        stack.callback(model.register_forward_hook(after, with_kwargs=True, always_call=True).remove)
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        if after is not None:
+            stack.callback(module.register_forward_hook(after, with_kwargs=True, always_call=True).remove)
         yield
+
+
+def _of_output(output: Any, change: Change) -> Any:
+    new = change(_tensor(output[0] if isinstance(output, tuple) else output))
+    if new is None:
+        return None
+    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+def _of_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Change) -> Any:
+    if args:
+        new = change(_tensor(args[0]))
+        return None if new is None else ((new, *args[1:]), kwargs)
+    name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+    new = change(_tensor(None if name is None else kwargs[name]))
+    return None if new is None else (args, kwargs | {name: new})
+
+
+def _tensor(found: Any) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise ModelError(f"a part of a decoder block passed on {type(found).__name__}, expected a tensor")
+    return found

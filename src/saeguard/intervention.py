@@ -1,18 +1,19 @@
 """`attach`: a guardrail on a user's own model, for as long as a `with` block lasts.
 
-Two hooks. Before each forward pass of the model: which tokens are these, and what is known of their sequences.
-After the guarded layer: read the gate, decide, clamp. A pass in which nothing triggers returns the layer's
-output untouched, so its logits are bit-identical to the unguarded model's. Since the clamp acts after the layer
-that the gate reads, what the gate sees never depends on whether it has clamped.
+Before each forward pass of the model: which tokens are these, and what is known of their sequences. At the hook point
+in the guarded layer: read the gate, decide, clamp. A pass in which nothing triggers leaves every tensor untouched, so
+its logits are bit-identical to the unguarded model's. Since the clamp acts behind what the gate reads, what the gate
+sees never depends on whether it has clamped.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
 from uuid import uuid4
 
 import torch
@@ -22,29 +23,14 @@ from transformers import Cache
 from saeguard.errors import AttachError, NonFiniteError
 from saeguard.gate import Density, Gate
 from saeguard.guardrail import Guardrail
-from saeguard.hooks import around, hooked
-from saeguard.model import decoder_layer, replace_residual, residual_of, residual_stream
+from saeguard.hooks import around, at
+from saeguard.model import decoder_layer, entrances, port_at, residual_stream
 from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.sequences import RuleTrack, Track, recall, remember
 from saeguard.tokens import TokenMasks, attended_tokens, special_token_ids, token_masks, without_padding
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one rule decided on one sequence.
-
-    `statistic` is the largest so far (or the last, for a gate that decides by block); `first_token` is the index,
-    counted from the sequence's first token, at which it triggered, else None; `features` are the ids of the
-    selected features that were active, most frequent first.
-    """
-
-    rule: str
-    statistic: float
-    threshold: float
-    triggered: bool
-    first_token: int | None
-    features: tuple[int, ...]
+from saeguard.verdicts import Verdict as Verdict
+from saeguard.verdicts import verdicts
 
 
 class Guard:
@@ -53,15 +39,20 @@ class Guard:
     def __init__(self, guardrail: Guardrail, model: nn.Module, tokenizer: Any) -> None:
         self.guardrail = guardrail
         self._model = model
-        self._layer = decoder_layer(model, guardrail.layer)
-        device = next(self._layer.parameters()).device
-        self._rules = [_LiveRule.of(rule, device) for rule in guardrail.rules]
-        self._special = torch.tensor(special_token_ids(tokenizer), device=device)
-        self._signature = inspect.signature(type(model).forward)
+        self._special_ids = special_token_ids(tokenizer)
         self._key = uuid4().hex
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
+        self._live = cache(self._rules_on)
         self._pass: _Pass | None = None
         self._tracks: dict[str, Track] = {}
+        self.clamping: Tensor | None = None
+        """Which rules may clamp which rows (rows, rules) of the passes to come; None: all of them. Gates read on."""
+
+    def _rules_on(self, device: torch.device) -> tuple[list[_LiveRule], Tensor]:
+        """The rules and the ids of special tokens, on the device on which the layer turns out to run."""
+        return [_LiveRule.of(rule, device) for rule in self.guardrail.rules], torch.tensor(
+            self._special_ids, device=device
+        )
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -71,8 +62,19 @@ class Guard:
     @property
     def all_verdicts(self) -> list[list[Verdict]]:
         """For each sequence of the last pass, the verdict of every rule."""
-        track = self._tracks.get(self._key)
-        return [] if track is None else _verdicts(track, self._rules)
+        return [] if self.last is None else verdicts(self.last, self.guardrail.rules)
+
+    @property
+    def last(self) -> Track | None:
+        """What is known of the sequences of the last pass."""
+        return self._tracks.get(self._key)
+
+    def track(self, kv: Cache, rows: int) -> Track:
+        """What is known of the sequences in a cache of that many rows, all of whose tokens this guard has seen."""
+        track = recall(kv, self._key, rows)
+        if track is None:
+            raise AttachError("the cache is empty: nothing is known of its sequences")
+        return track
 
     def judge(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Verdict]:
         """Verdicts on whole token sequences (batch, tokens), by a pass that stops at the guarded layer.
@@ -86,71 +88,119 @@ class Guard:
         return self.verdicts
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hook before the model: note which tokens come and what is known of their sequences."""
-        bound = self._signature.bind_partial(module, *args, **kwargs)
+        """Hook before the model and each part of it that holds the layers: note which tokens come.
+
+        The outermost part that is given `input_ids` opens the pass; the parts inside it find it open.
+        """
+        bound = _signature(type(module).forward).bind_partial(module, *args, **kwargs)
         inputs = {**bound.arguments, **bound.kwargs}
         ids = inputs.get("input_ids")
-        if not isinstance(ids, Tensor):
-            raise AttachError("a guarded model needs `input_ids`: without them special tokens cannot be told apart")
+        if self._pass is not None or not isinstance(ids, Tensor):
+            return
         track = recall(inputs.get("past_key_values"), self._key, len(ids))
-        past = ids.new_zeros(len(ids), 0, dtype=torch.bool) if track is None else track.attended
+        past = ids.new_zeros(len(ids), 0, dtype=torch.bool) if track is None else track.attended.to(ids.device)
         attended = attended_tokens(inputs.get("attention_mask"), ids, past)
-        self._pass = _Pass(ids.to(self._special.device), attended.to(self._special.device), track)
+        self._pass = _Pass(module, ids, attended.to(ids.device), track)
 
-    def after_model(self, _module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> None:
+    def after_model(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> None:
         """Hook after the model: a pass that ended well has gone through the guarded layer."""
-        missed, self._pass = self._pass is not None and output is not None, None
-        if missed:
+        if self._pass is None or self._pass.module is not module:
+            return
+        done, self._pass = self._pass.stage == "written", None
+        if output is not None and not done:
             raise AttachError(f"the model ran without its layer {self.guardrail.layer}: nothing was guarded")
 
-    def after_layer(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Hook after the guarded layer: gate, decide, clamp. None where nothing changes."""
-        if self._pass is None:
+    def before_layer(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook before the guarded layer: note the cache, which the model may only now have made."""
+        if self._pass is None or self._pass.stage != "begun":
             raise AttachError(
-                "the guarded layer ran outside the model it is guarded in. Call the model itself, not a part of it."
+                "the guarded layer ran without `input_ids`, or outside the model it is guarded in. Call the model "
+                "itself, with `input_ids`: without them special tokens cannot be told apart."
             )
-        now, self._pass = self._pass, None
-        hidden = residual_of(output)
+        caches = tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Cache))
+        self._pass = replace(self._pass, caches=caches, stage="in the layer")
+
+    def see(self, values: Tensor) -> Tensor | None:
+        """At the hook point that is encoded: gate, decide, and work out the clamp; apply it if it is decoded there."""
+        now = self._at_stage("in the layer").on(values.device)
+        hidden = values.view(*now.ids.shape, -1)
         if not bool((hidden.sum(dim=-1, dtype=torch.float32).isfinite() | ~now.attended).all()):
-            raise NonFiniteError(f"the residual stream after layer {self.guardrail.layer} holds NaN or infinite values")
-        masks = token_masks(now.ids, now.attended, self._special, started=now.started)
-        activations = [rule.encoder(hidden) for rule in self._rules]
+            raise NonFiniteError(f"{self.guardrail.point} holds NaN or infinite values")
+        rules, special = self._live(values.device)
+        masks = token_masks(now.ids, now.attended, special, started=now.started)
+        activations = [rule.encoder(hidden) for rule in rules]
         records, delta, where = [], None, torch.zeros_like(now.attended)
-        for i, (rule, a) in enumerate(zip(self._rules, activations, strict=True)):
+        for i, (rule, a) in enumerate(zip(rules, activations, strict=True)):
             record = rule.read(hidden, a, masks, None if now.track is None else now.track.rules[i])
             records.append(record)
             hot = rule.hot(a, masks) & record.triggered
+            if self.clamping is not None:
+                hot &= self.clamping[:, i, None].to(hot.device)
             if rule.clamps and bool(hot.any()):
                 change = torch.where(hot[..., None], rule.delta(a), 0.0)
                 delta = change if delta is None else delta + change
                 where |= hot
         active = torch.cat([a > 0 for a in activations], dim=-1) & masks.valid[..., None]
-        self._remember(Track(now.attended, active, tuple(records)), now.track, (*args, *kwargs.values()))
-        if delta is None:
-            return None
-        return replace_residual(output, torch.where(where[..., None], (hidden + delta).to(hidden.dtype), hidden))
+        self._remember(Track(now.attended, active, tuple(records)), now)
+        self._pass = replace(now, stage="seen", change=None if delta is None else (delta, where))
+        return self.write(values) if self.guardrail.hook_out == self.guardrail.hook else None
 
-    def _remember(self, new: Track, old: Track | None, values: Sequence[Any]) -> None:
-        track = new if old is None else old.followed_by(new)
+    def write(self, values: Tensor) -> Tensor | None:
+        """At the hook point that is decoded: apply the clamp. None where nothing changes."""
+        now = self._at_stage("seen")
+        self._pass = replace(now, stage="written", change=None)
+        if now.change is None:
+            return None
+        delta, where = (part.to(values.device) for part in now.change)
+        hidden = values.view(*now.ids.shape, -1)
+        return torch.where(where[..., None], (hidden + delta).to(hidden.dtype), hidden).view_as(values)
+
+    def _at_stage(self, stage: str) -> _Pass:
+        if self._pass is None or self._pass.stage != stage:
+            found = "no pass" if self._pass is None else self._pass.stage
+            raise AttachError.mismatch(
+                f"order in which the parts of layer {self.guardrail.layer} ran",
+                found=found,
+                expected=stage,
+                fix=f"{self.guardrail.hook} cannot be guarded in this model.",
+            )
+        return self._pass
+
+    def _remember(self, new: Track, now: _Pass) -> None:
+        track = new if now.track is None else now.track.followed_by(new)
         self._tracks = {self._key: track}
-        for cache in values:
-            if isinstance(cache, Cache):
-                self._tracks = remember(cache, self._key, track)
+        for kv in now.caches:
+            self._tracks = remember(kv, self._key, track)
+
+
+@cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One forward pass of the model: ids and attention (batch, tokens), and the track of what came before."""
+    """One forward pass of `module`: ids and attention (batch, tokens), the track of what came before, the caches that
+    will hold it, how far it has come, and the clamp's change that is still to be applied, with where."""
 
+    module: nn.Module
     ids: Tensor
     attended: Tensor
     track: Track | None
+    caches: tuple[Cache, ...] = ()
+    stage: Literal["begun", "in the layer", "seen", "written"] = "begun"
+    change: tuple[Tensor, Tensor] | None = None
 
     @property
     def started(self) -> Tensor:
         if self.track is None:
             return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         return self.track.started
+
+    def on(self, device: torch.device) -> _Pass:
+        """The same with its ids and masks on the device of the guarded layer."""
+        track = None if self.track is None else self.track.map(lambda part: part.to(device))
+        return replace(self, ids=self.ids.to(device), attended=self.attended.to(device), track=track)
 
 
 @dataclass(frozen=True)
@@ -200,7 +250,13 @@ def attach(guardrail: Guardrail, model: nn.Module, tokenizer: Any) -> Iterator[G
     """
     guardrail.check(model, tokenizer)
     guard = Guard(guardrail, model, tokenizer)
-    with around(model, guard.before_model, guard.after_model), hooked(guard._layer, guard.after_layer):
+    with ExitStack() as stack:
+        for module in entrances(model):
+            stack.enter_context(around(module, guard.before_model, guard.after_model))
+        stack.enter_context(around(decoder_layer(model, guardrail.layer), guard.before_layer))
+        stack.enter_context(at(port_at(model, guardrail.point), guard.see))
+        if guardrail.hook_out != guardrail.hook:
+            stack.enter_context(at(port_at(model, replace(guardrail.point, hook=guardrail.hook_out)), guard.write))
         yield guard
 
 
@@ -210,35 +266,3 @@ def _gate_to(gate: Gate, device: torch.device) -> Gate:
         return gate
     moved = type(scorer)(scorer.weights.to(device), scorer.bias)
     return Gate(moved, gate.accumulator, gate.moment, gate.counts, gate.latch)
-
-
-def _verdicts(track: Track, rules: Sequence[_LiveRule]) -> list[list[Verdict]]:
-    verdicts: list[list[Verdict]] = []
-    widths = [len(rule.rule.selected) for rule in rules]
-    for row in range(len(track.attended)):
-        attended = track.attended[row].cpu()
-        active = torch.split(track.active[row].sum(dim=0).cpu(), widths)
-        verdicts.append([
-            _verdict(rule, _one_row(record, row), attended, counts)
-            for rule, record, counts in zip(rules, track.rules, active, strict=True)
-        ])  # fmt: skip
-    return verdicts
-
-
-def _one_row(record: RuleTrack, row: int) -> RuleTrack:
-    """(1, tokens) of one row, on the CPU."""
-    return record.map(lambda part: part[row : row + 1].cpu())
-
-
-def _verdict(live: _LiveRule, record: RuleTrack, attended: Tensor, counts: Tensor) -> Verdict:
-    """The verdict of one row, (1, tokens) in `record`; padding triggers nothing, though a block decides for it too."""
-    triggered = record.triggered[0, attended]
-    order = counts.sort(descending=True, stable=True)
-    return Verdict(
-        rule=live.rule.name,
-        statistic=float(live.gate.sequence_statistic(record.statistics)),
-        threshold=live.rule.threshold,
-        triggered=bool(triggered.any()),
-        first_token=int(triggered.float().argmax()) if bool(triggered.any()) else None,
-        features=tuple(live.rule.features[i] for i, hits in zip(order.indices, order.values, strict=True) if hits > 0),
-    )

@@ -13,23 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from saeguard.errors import LayerError, ModelError
-from saeguard.hooks import AfterModule, hooked
+from saeguard.hookpoints import HookPoint, port_in, width_at
+from saeguard.hooks import Change, Port, at
 from saeguard.tokens import special_token_ids
 
 
 def load_model(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> tuple[PreTrainedModel, Any]:
-    """A causal LM in evaluation mode, and its tokenizer, from a hub id or a folder. Raises `ModelError`."""
-    device = pick_device(device)
+    """A causal LM in evaluation mode, and its tokenizer, from a hub id or a folder. Raises `ModelError`.
+
+    The device `map` spreads the model over all devices there are (accelerate's `device_map="auto"`).
+    """
+    spread = {"device_map": "auto"} if device == "map" else {}
+    device = pick_device("auto" if spread else device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device))
-    except (OSError, ValueError, KeyError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=pick_dtype(dtype, device), **spread)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
-    return model.to(device).eval(), tokenizer
+    placed = bool(spread) or getattr(model, "is_quantized", False)
+    return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a hub id or a folder. Raises `ModelError`."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load the tokenizer of {source}: {error}") from error
 
 
 def pick_device(device: str) -> str:
@@ -49,6 +64,13 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go in: the device on which the embedding runs, also of a model that accelerate spreads."""
+    embedding: Any = _base(model).get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
+
+
 def text_config(model: nn.Module) -> Any:
     """The config of the language model, also inside a multimodal wrapper."""
     config = getattr(model, "config", None)
@@ -60,7 +82,7 @@ def text_config(model: nn.Module) -> Any:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder blocks: of all module lists of the configured length in the decoder, the outermost one."""
     count = getattr(text_config(model), "num_hidden_layers", None)
-    decoder: nn.Module = model.get_decoder() if isinstance(model, PreTrainedModel) else model  # type: ignore
+    decoder: nn.Module = _base(model).get_decoder()  # type: ignore[no-untyped-call]
     candidates = [
         (name.count("."), name, module)
         for name, module in decoder.named_modules()
@@ -87,45 +109,64 @@ def decoder_layer(model: nn.Module, layer: int) -> nn.Module:
     return layers[layer]
 
 
-def residual_of(output: Any) -> Tensor:
-    """The residual stream (batch, tokens, d_model) in what a decoder block returns."""
-    hidden = output[0] if isinstance(output, tuple) else output
-    if not isinstance(hidden, Tensor):
-        raise ModelError(f"a decoder block returned {type(hidden).__name__}, expected a tensor")
-    return hidden
+def entrances(model: nn.Module) -> list[nn.Module]:
+    """The modules that hold the decoder blocks, from the Hugging Face model inwards: every pass goes through one.
+
+    Not always the outermost: PEFT calls the `forward` of the model it wraps, past the hooks on it.
+    """
+    base, layers = _base(model), decoder_layers(model)
+    path = next(name for name, module in base.named_modules() if module is layers).split(".")
+    return [base.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
 
 
-def replace_residual(output: Any, hidden: Tensor) -> Any:
-    """What a decoder block returned, with another residual stream in it."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+def port_at(model: nn.Module, point: HookPoint) -> Port:
+    """Where the values of a hook point pass. Raises `LayerError` or `HookError`."""
+    return port_in(decoder_layer(model, point.layer), point.hook)
+
+
+def width_of(model: nn.Module, point: HookPoint) -> int:
+    """The last dimension of the values at a hook point."""
+    return width_at(port_at(model, point), text_config(model).hidden_size)
 
 
 class _Enough(Exception):
     """Ends a forward pass once the last layer asked for has run."""
 
 
+def capture(
+    model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
+) -> dict[HookPoint, Tensor]:
+    """The values (batch, tokens, d) at some hook points. No block after the last one asked for is run."""
+    found: dict[HookPoint, Tensor] = {}
+
+    def keep(point: HookPoint) -> Change:
+        def see(values: Tensor) -> None:
+            # A copy: some blocks add to what their parts return in place, and some flatten batch and tokens.
+            found[point] = values.reshape(*input_ids.shape, -1).clone()
+
+        return see
+
+    def stop(values: Tensor) -> None:
+        raise _Enough
+
+    last = HookPoint(max(point.layer for point in points))
+    with torch.inference_mode(), ExitStack() as stack:
+        for point in points:
+            stack.enter_context(at(port_at(model, point), keep(point)))
+        stack.enter_context(at(port_at(model, last), stop))
+        with suppress(_Enough):
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    if missing := [str(point) for point in points if point not in found]:
+        raise ModelError(f"{type(model).__name__} ran without passing {', '.join(missing)}")
+    return found
+
+
 def residual_streams(
     model: nn.Module, layers: Sequence[int], input_ids: Tensor, attention_mask: Tensor
 ) -> dict[int, Tensor]:
-    """Residual stream (batch, tokens, d_model) after each of some blocks. No block after the last is run."""
-    streams: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> AfterModule:
-        def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-            streams[layer] = residual_of(output)
-            if layer == max(layers):
-                raise _Enough
-
-        return hook
-
-    with torch.inference_mode(), ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(hooked(decoder_layer(model, layer), keep(layer)))
-        with suppress(_Enough):
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    if len(streams) < len(layers):
-        raise ModelError(f"blocks {sorted(set(layers) - streams.keys())} of {type(model).__name__} were never run")
-    return streams
+    """Residual stream (batch, tokens, d_model) after each of some blocks."""
+    found = capture(model, [HookPoint(layer) for layer in layers], input_ids, attention_mask)
+    return {point.layer: values for point, values in found.items()}
 
 
 def residual_stream(model: nn.Module, layer: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -136,8 +177,8 @@ def residual_stream(model: nn.Module, layer: int, input_ids: Tensor, attention_m
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Identity of a model: its name, and a hash of its text config and of a sample of its weights.
 
-    The sample is 64 values spread over each parameter up to the last block, in float32, rounded to 3
-    significant digits, so that it does not depend on device or on float32 against bfloat16.
+    The sample is 64 values spread over each parameter, rounded to bfloat16, so that it does not depend on the device
+    or on float32 against bfloat16. A compiled model is the model; one with adapters is another, quantised ones too.
     """
     config = text_config(model)
     shape = {
@@ -145,11 +186,32 @@ def model_fingerprint(model: nn.Module) -> dict[str, Any]:
         for name in ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     }
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        picked = flat[torch.arange(64, device=flat.device) * (flat.numel() - 1) // 63].to(torch.bfloat16)
-        digest.update(name.encode() + picked.float().cpu().numpy().tobytes())
+    for name, values in sorted(_weight_samples(_base(model)).items()):
+        digest.update(name.encode() + values.numpy().tobytes())
     return {"name": getattr(config, "_name_or_path", ""), "config": shape, "weights": digest.hexdigest()[:16]}
+
+
+def _weight_samples(base: nn.Module) -> dict[str, Tensor]:
+    """64 values of each parameter by name, those of parameters that accelerate has offloaded too, tied ones once."""
+    tied = base.get_output_embeddings() if getattr(text_config(base), "tie_word_embeddings", False) else None  # type: ignore[operator]
+    samples: dict[str, Tensor] = {}
+    for prefix, module in base.named_modules():
+        if module is tied:
+            continue
+        with align_module_device(module):
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                flat = parameter.detach().flatten()
+                picked = flat[torch.arange(64, device=flat.device) * (flat.numel() - 1) // 63]
+                samples[name] = picked.to(torch.bfloat16).float().cpu()
+    return samples
+
+
+def _base(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model inside wrappers. Raises `ModelError`."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise ModelError(f"there is no Hugging Face model in {type(model).__name__}")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saeguard.sample import ReadWindow
 
@@ -20,20 +21,24 @@ def top_passages(windows: Sequence[ReadWindow], ids: Sequence[int], tokenizer: A
     for column, feature in enumerate(ids):
         best = peaks[:, column].topk(min(PASSAGES, len(windows)))
         found[str(feature)] = [
-            _passage(windows[place], column, value, tokenizer)
+            _of_window(windows[place], column, value, tokenizer)
             for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if value > 0
         ]
     return found
 
 
-def _passage(window: ReadWindow, column: int, value: float, tokenizer: Any) -> dict[str, Any]:
-    strengths = window.activations[:, column] * window.masks.valid[0]
-    at = int(strengths.argmax())
+def passage(ids: Tensor, at: int, tokenizer: Any, *, corpus: str, activation: float) -> dict[str, Any]:
+    """The token `at` some place in `ids` (tokens,), with what stands before and after it."""
     return {
-        "corpus": window.corpus,
-        "activation": value,
-        "before": tokenizer.decode(window.ids[max(0, at - CONTEXT) : at]),
-        "token": tokenizer.decode(window.ids[at : at + 1]),
-        "after": tokenizer.decode(window.ids[at + 1 : at + 1 + CONTEXT]),
+        "corpus": corpus,
+        "activation": activation,
+        "before": tokenizer.decode(ids[max(0, at - CONTEXT) : at]),
+        "token": tokenizer.decode(ids[at : at + 1]),
+        "after": tokenizer.decode(ids[at + 1 : at + 1 + CONTEXT]),
     }
+
+
+def _of_window(window: ReadWindow, column: int, value: float, tokenizer: Any) -> dict[str, Any]:
+    at = int((window.activations[:, column] * window.masks.valid[0]).argmax())
+    return passage(window.ids, at, tokenizer, corpus=window.corpus, activation=value)

@@ -26,7 +26,7 @@ FORGET = "forget"
 @dataclass(frozen=True)
 class ReadWindow:
     """A sampled window after encoding: `activations` (tokens, n) of the selected features, masks (1, tokens),
-    the mean residual stream (d_model,) and its median norm over the valid tokens."""
+    over the valid tokens the mean of the values at the hook point (d,) and the median norm of the residual stream."""
 
     corpus: str
     document: int
@@ -62,7 +62,7 @@ def _read(window: SampledWindow, hidden: Tensor, encoder: SlimEncoder, shard: Sh
     return ReadWindow(
         corpus=window.corpus, document=window.document, split=window.split, length=window.length,
         text=window.text, ids=window.ids, activations=encoder(window.hidden), masks=window.masks,
-        mean=hidden.mean(dim=0), norm=float(hidden.norm(dim=1).median()), shard=shard, index=index,
+        mean=hidden.mean(dim=0), norm=float(window.norms[window.masks.valid[0]].median()), shard=shard, index=index,
     )  # fmt: skip
 
 

@@ -12,13 +12,14 @@ the n of highest forget score (facts: the authors' code, A2 and A3).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from saeguard.choices import GivenFeatures
 from saeguard.errors import SelectionError
 from saeguard.statistics import FeatureStatistics
 
@@ -46,13 +47,17 @@ class SelectionRule:
 
 @dataclass(frozen=True)
 class SelectedFeature:
-    """One feature, and why it was taken: its scores, ratio, and firing rate in each corpus."""
+    """One feature, and why it was taken: its scores, ratio, and firing rate in each corpus.
+
+    Without forget text there is no forget score and no ratio. `explanation` is what a given feature was found by.
+    """
 
     id: int
-    forget_score: float
+    forget_score: float | None
     retain_score: float
-    ratio: float
+    ratio: float | None
     firing_rates: Mapping[str, float]
+    explanation: str | None = None
 
 
 def score(statistics: FeatureStatistics, rule: SelectionRule) -> Tensor:
@@ -97,22 +102,43 @@ def select(
     return describe(ids[order[: rule.n]].tolist(), forget, retain, rule)
 
 
+def take(
+    given: GivenFeatures, forget: FeatureStatistics | None, retain: Mapping[str, FeatureStatistics], rule: SelectionRule
+) -> list[SelectedFeature]:
+    """The given features in their order, whatever their scores. Raises `SelectionError` for ids that cannot be."""
+    d_sae = len(next(iter(retain.values())).fired)
+    if foreign := [j for j in given.ids if not 0 <= j < d_sae]:
+        raise SelectionError.mismatch(
+            "ids of the given features", found=foreign[:8], expected=f"0 to {d_sae - 1}",
+            fix="They are of another SAE: use the ids of this one.",
+        )  # fmt: skip
+    if not given.ids or len(set(given.ids)) < len(given.ids):
+        raise SelectionError(f"the given features are {list(given.ids)}: expected at least one, and each of them once")
+    return [
+        replace(one, explanation=given.explanations.get(one.id)) for one in describe(given.ids, forget, retain, rule)
+    ]
+
+
 def describe(
     ids: Sequence[int],
-    forget: FeatureStatistics,
+    forget: FeatureStatistics | None,
     retain: Mapping[str, FeatureStatistics],
     rule: SelectionRule,
 ) -> list[SelectedFeature]:
     """The record of each of these features, in this order."""
-    forget_score, kept_score = score(forget, rule), retain_score(retain, rule)
-    ratio = importance_ratio(forget_score, kept_score, rule)
-    rates = {"forget": forget.firing_rate} | {name: s.firing_rate for name, s in retain.items()}
+    kept_score = retain_score(retain, rule)
+    rates = {name: s.firing_rate for name, s in retain.items()}
+    forget_score = ratio = None
+    if forget is not None:
+        forget_score = score(forget, rule)
+        ratio = importance_ratio(forget_score, kept_score, rule)
+        rates = {"forget": forget.firing_rate} | rates
     return [
         SelectedFeature(
             id=j,
-            forget_score=float(forget_score[j]),
+            forget_score=None if forget_score is None else float(forget_score[j]),
             retain_score=float(kept_score[j]),
-            ratio=float(ratio[j]),
+            ratio=None if ratio is None else float(ratio[j]),
             firing_rates={name: float(rate[j]) for name, rate in rates.items()},
         )
         for j in ids

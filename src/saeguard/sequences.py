@@ -7,16 +7,18 @@ track does the same; a deep copy of the cache carries a copy of the track.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as memoize
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from saeguard.errors import AttachError
+from saeguard.gate import NOTHING_READ
 
 TRACKS = "_saeguard_tracks"
 
@@ -65,6 +67,30 @@ class Track:
     def first(self, tokens: int) -> Track:
         """The record of the first `tokens` positions."""
         return self if tokens >= self.length else self.map(lambda part: part[:, :tokens])
+
+    def padded(self, length: int) -> Track:
+        """The record with padding on the left, up to `length` positions."""
+        gap = length - self.length
+        if gap == 0:
+            return self
+        pad = torch.nn.functional.pad
+        rules = (
+            RuleTrack(
+                pad(rule.states, (0, 0, gap, 0)),
+                pad(rule.statistics, (gap, 0), value=NOTHING_READ),
+                pad(rule.triggered, (gap, 0)),
+            )
+            for rule in self.rules
+        )
+        return Track(pad(self.attended, (gap, 0)), pad(self.active, (0, 0, gap, 0)), tuple(rules))
+
+    def beside(self, other: Track) -> Track:
+        """The rows of this record and then those of the other, of the same length."""
+        rules = (
+            RuleTrack(*(torch.cat(pair) for pair in zip(vars(mine).values(), vars(theirs).values(), strict=True)))
+            for mine, theirs in zip(self.rules, other.rules, strict=True)
+        )
+        return Track(torch.cat([self.attended, other.attended]), torch.cat([self.active, other.active]), tuple(rules))
 
     def followed_by(self, other: Track) -> Track:
         """This record and then the other, along the tokens."""
@@ -145,3 +171,49 @@ def recall(cache: Cache | None, key: str, batch: int) -> Track | None:
             fix="Expand a cache with its own methods (batch_repeat_interleave, batch_select_indices).",
         )  # fmt: skip
     return track.first(past)
+
+
+def new_cache() -> Cache:
+    """An empty cache that keeps every key and value of every layer, so that its rows can be padded and joined."""
+    return DynamicCache()
+
+
+def check_joinable(cache: Cache) -> None:
+    """Raises `AttachError` for a filled cache with a layer that keeps anything but all keys and values."""
+    other = next((type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer), None)
+    if other is not None or not cache.layers:
+        raise AttachError.mismatch(
+            "cache of a model whose sequences are written together", found=other or "none",
+            expected="all keys and values of every layer", fix="This model cannot be served here.",
+        )  # fmt: skip
+
+
+def join(cache: Cache, other: Cache) -> None:
+    """Put the rows of `other` below those of `cache`, the shorter one padded on the left; the tracks follow.
+
+    Both are joinable.
+    """
+    length = max(int(one.get_seq_length()) for one in (cache, other))
+    layers: Sequence[tuple[Any, Any]] = list(zip(cache.layers, other.layers, strict=True))
+    for mine, theirs in layers:
+        mine.keys = torch.cat([_padded(mine.keys, length), _padded(theirs.keys, length)])
+        mine.values = torch.cat([_padded(mine.values, length), _padded(theirs.values, length)])
+    tracks: dict[str, Track] = getattr(cache, TRACKS, {})
+    for key, track in tracks.items():
+        tracks[key] = track.padded(length).beside(getattr(other, TRACKS)[key].padded(length))
+
+
+def cut_left(cache: Cache, positions: int) -> None:
+    """Forget the first positions of a cache, which are padding in every row; the tracks follow."""
+    if positions == 0:
+        return
+    layers: Sequence[Any] = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = layer.keys[:, :, positions:], layer.values[:, :, positions:]
+    if isinstance(cache, FollowedCache):
+        _replace_tracks(cache, lambda track: track.map(lambda part: part[:, positions:]))
+
+
+def _padded(values: Any, length: int) -> Tensor:
+    """Keys or values (rows, heads, positions, width), with zeros on the left up to `length` positions."""
+    return torch.nn.functional.pad(values, (0, 0, length - values.shape[2], 0))

@@ -1,7 +1,7 @@
 """The offline pass: corpora through model and SAE into small files, resumable shard by shard.
 
 A shard covers some documents of one corpus. It keeps the feature statistics of their `fit` windows, and the
-residual streams of a bounded sample of windows of all splits, from which every gate is fitted, calibrated and
+values at the hook point of a bounded sample of windows of all splits, from which every gate is fitted, calibrated and
 tested afterwards without another pass. The sample is drawn by a hash of each window, so it does not depend on
 the order of work; neither memory nor disk grows with the corpus.
 """
@@ -34,12 +34,14 @@ SHARD_CHARACTERS = 60_000
 CHARACTERS_PER_TOKEN = 4
 HASH_RANGE = 1 << 64
 NAME_LENGTH = 40
+WINDOW_TENSORS = ("ids", "hidden", "norms", "valid", "first")
 ENCODE_TOKENS = 512  # of whose activations several passes are made, faster while they fit in the cache
 
 
 @dataclass(frozen=True)
 class SampledWindow:
-    """A window with its residual stream (tokens, d_model) and its token masks (1, tokens)."""
+    """A window with the values at the hook point (tokens, d), its token masks (1, tokens), and the norms (tokens) of
+    the residual stream after the layer."""
 
     corpus: str
     document: int
@@ -48,12 +50,14 @@ class SampledWindow:
     text: str
     ids: Tensor
     hidden: Tensor
+    norms: Tensor
     masks: TokenMasks
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What the offline pass needs. `sample` bounds the tokens kept of each corpus."""
+    """What the offline pass needs; the SAE says at which hook point of the layer. `sample` bounds the tokens kept of
+    each corpus."""
 
     model: nn.Module
     tokenizer: Any
@@ -81,13 +85,13 @@ class Shard:
         with self._open() as file:
             entries = json.loads(file.metadata()["windows"])
             corpus = file.metadata()["corpus"]
-            flat = {name: file.get_tensor(name) for name in ("ids", "hidden", "valid", "first")} if entries else {}
+            flat = {name: file.get_tensor(name) for name in WINDOW_TENSORS} if entries else {}
         start = 0
         for entry in entries:
             end = start + entry.pop("tokens")
-            ids, hidden, valid, first = (flat[name][start:end] for name in ("ids", "hidden", "valid", "first"))
+            ids, hidden, norms, valid, first = (flat[name][start:end] for name in WINDOW_TENSORS)
             masks = TokenMasks(torch.ones_like(valid)[None], first[None], valid[None])
-            yield SampledWindow(corpus=corpus, ids=ids, hidden=hidden, masks=masks, **entry)
+            yield SampledWindow(corpus=corpus, ids=ids, hidden=hidden, norms=norms, masks=masks, **entry)
             start = end
 
     def _open(self) -> Any:
@@ -147,13 +151,13 @@ def _compute(
     windows = [window for document in documents for window in task.windower.cut(document)]
     sampled = {id(window) for window in windows if _draw(corpus, window) < share}
     wanted = [window for window in windows if window.split == "fit" or id(window) in sampled]
-    for batch in residual_batches(task.model, task.tokenizer, task.layer, wanted):
+    for batch in residual_batches(task.model, task.tokenizer, task.layer, wanted, hook=task.sae.hook):
         fit = torch.tensor([window.split == "fit" for window in batch.windows], device=batch.hidden.device)
         for block in torch.split(batch.hidden[batch.masks.valid & fit[:, None]], ENCODE_TOKENS):
             statistics = statistics.merge(FeatureStatistics.of(task.sae.encode(block)))
         for row, window in enumerate(batch.windows):
             if id(window) in sampled:
-                parts = {"ids": batch.input_ids, "hidden": batch.hidden, **vars(batch.masks)}
+                parts = {"ids": batch.input_ids, "hidden": batch.hidden, "norms": batch.norms, **vars(batch.masks)}
                 end = len(window.ids)
                 kept.append((window, {name: part[row, :end].cpu().clone() for name, part in parts.items()}))
     return statistics, kept
@@ -164,7 +168,7 @@ def _write(
 ) -> None:
     """Write the file under another name, then rename it: a shard is there whole or not at all."""
     tensors = statistics.tensors()
-    for name in ("ids", "hidden", "valid", "first"):
+    for name in WINDOW_TENSORS:
         if kept:
             tensors[name] = torch.cat([parts[name] for _, parts in kept])
     entries = [
@@ -207,7 +211,8 @@ def _safe(name: str) -> str:
 def pass_fingerprint(task: Pass, model: Mapping[str, Any], summaries: Mapping[str, CorpusSummary]) -> str:
     """Identity of a pass: the same model, SAE, layer, windows and texts give the same shards."""
     parts = [
-        model, task.sae.fingerprint(), task.layer, task.windower.lengths, task.windower.chat, task.sample,
+        model, task.sae.fingerprint(), task.layer, task.sae.hook, task.windower.lengths, task.windower.chat,
+        task.sample,
         {name: asdict(summary) | {"keys": None} for name, summary in summaries.items()},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """`saeguard COMMAND`: exit status 0 done, 1 the work failed, 2 wrong use.
 
-A command's module has `HELP`, `EXAMPLE`, `add_arguments(parser)` and `run(args)`; it imports what is heavy
-only when it runs.
+A command's module has `HELP`, `EXAMPLE`, `add_arguments(parser)` and `run(args)`, which may return another status
+than 0; it imports what is heavy only when it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,22 @@ from collections.abc import Sequence
 
 from saeguard.errors import GuardrailError, UsageError
 
-COMMANDS = ("quickstart", "fit", "inspect", "generate", "chat", "merge", "train-sae", "bench")
+COMMANDS = (
+    "quickstart",
+    "fit",
+    "explain",
+    "inspect",
+    "generate",
+    "chat",
+    "serve",
+    "eval",
+    "sweep",
+    "sequence",
+    "merge",
+    "doctor",
+    "train-sae",
+    "bench",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     args = parser().parse_args(argv)
     try:
-        args.run(args)
+        status = args.run(args) or 0
     except UsageError as error:
         sys.stderr.write(f"saeguard {args.command}: {error}\n")
         return 2
@@ -53,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"saeguard {args.command}: stopped. What was finished is kept; run the same command to go on.\n"
         )
         return 130
-    return 0
+    return int(status)
 
 
 if __name__ == "__main__":

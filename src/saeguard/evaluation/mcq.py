@@ -1,9 +1,11 @@
-"""Multiple-choice questions in cloze form: which option does the model find likeliest as an answer?
+"""Multiple-choice questions: which option does the model choose?
 
-    score of an option = mean log-probability of its tokens after the prompt
+    cloze     score of an option = mean log-probability of its tokens after the question; the options are not shown
+    letters   score of an option = log-probability of its letter, with or without a space before it, after the question
+              with its options, in the chat template where there is one
 
-Options are read on from their prompt's cache. The same batches are run with and without a guardrail, so that a
-question that does not trigger is scored on the very same bits. Chance is 1 / number of options.
+The same batches are run with and without a guardrail, so that a question that does not trigger is scored on the very
+same bits. Chance is 1 / number of options.
 """
 
 from __future__ import annotations
@@ -11,22 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
-from typing import Any
+from string import ascii_uppercase
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import Cache
 
 from saeguard.calibration import Rate
 from saeguard.corpus import read_rows
 from saeguard.errors import CorpusError
+from saeguard.evaluation.prefix import Read, common_prefix, read, read_endings, read_options
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Guard
-from saeguard.windows import bos_ids
+from saeguard.intervention import Guard, Verdict
+from saeguard.windows import bos_ids, chat_ids
 
+Form = Literal["cloze", "letters"]
 PROMPT = "Quiz\nQuestion: {question}\nAnswer:"
+LETTER_PROMPT = "Answer this question with the letter of one option.\n\n{question}\n{options}"
+LETTER_START = "Answer: ("
 BATCH_QUESTIONS = 16
+ORDERED_OPTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model chose, whether that is right, and whether the question itself triggered the guardrail."""
+    """What the model chose, whether that is right, whether the question triggered the guardrail, and its verdict."""
 
     chosen: int
     right: bool
     triggered: bool
+    verdict: Verdict | None = None
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -52,14 +60,20 @@ def read_questions(path: str | Path) -> list[Question]:
     path = Path(path)
     if not path.is_file():
         raise CorpusError(f"no such file: {path}")
-    return [_question(row, f"{path}, question {number}") for number, row in enumerate(read_rows(path), 1)]
+    return [question_of(row, f"{path}, question {number}") for number, row in enumerate(read_rows(path), 1)]
 
 
-def _question(row: dict[str, Any], where: str) -> Question:
+def question_of(row: dict[str, Any], where: str) -> Question:
+    """The question that a row holds. Raises `CorpusError`."""
     text, choices, answer = (row.get(name) for name in ("question", "choices", "answer"))
     good = isinstance(text, str) and isinstance(choices, list) and isinstance(answer, int)
-    if not good or not all(isinstance(c, str) for c in choices) or not 0 <= answer < len(choices):  # type: ignore[union-attr,operator,arg-type]
+    if not good or not all(isinstance(c, str) for c in choices):  # type: ignore[union-attr]
         raise CorpusError(f"{where}: expected a text `question`, a list of texts `choices`, and the index `answer`")
+    if not 0 <= answer < len(choices):  # type: ignore[operator,arg-type]
+        raise CorpusError.mismatch(
+            f"{where}, index of the right answer", found=answer, expected=f"0 to {len(choices) - 1}",  # type: ignore[arg-type]
+            fix="Answers count from 0.",
+        )  # fmt: skip
     return Question(text, tuple(choices), answer)  # type: ignore[arg-type]
 
 
@@ -71,13 +85,12 @@ def answer_questions(
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Answer]:
-    """Answer every question, in order, with the guardrail attached if there is one."""
-    encoded = [_Encoded.of(tokenizer, question) for question in questions]
+    """Answer every question in cloze form, in order, with the guardrail attached if there is one."""
     answers: dict[int, Answer] = {}
     with nullcontext() if guardrail is None else guardrail.attach(model, tokenizer) as guard:
-        for some in _batches(encoded):
-            batch = [encoded[i] for i in some]
-            answers |= zip(some, _answer(model, batch, guard), strict=True)
+        for some in question_batches(tokenizer, questions, "cloze"):
+            batch = [questions[i] for i in some]
+            answers |= zip(some, answer_batch(model, tokenizer, batch, guard, "cloze"), strict=True)
             advance(len(some))
     return [answers[i] for i in range(len(questions))]
 
@@ -94,82 +107,99 @@ def trigger_rate(answers: Iterable[Answer]) -> Rate:
     return Rate(sum(triggered), len(triggered))
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """A question as token ids: the prompt, and each option that may follow it."""
-
-    prompt: list[int]
-    options: list[list[int]]
-    answer: int
-
-    @classmethod
-    def of(cls, tokenizer: Any, question: Question) -> _Encoded:
-        def ids(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        prompt = bos_ids(tokenizer) + ids(PROMPT.format(question=question.text))
-        return cls(prompt, [ids(f" {choice}") for choice in question.choices], question.answer)
-
-
-def _answer(model: Any, batch: list[_Encoded], guard: Guard | None) -> list[Answer]:
-    """Read the prompts once, then every option on from its prompt's cache."""
-    prompts, mask = _pad([question.prompt for question in batch], left=True)
-    prompts, mask = prompts.to(model.device), mask.to(model.device)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with torch.inference_mode():
-        read = model(input_ids=prompts, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        triggered = [verdict.triggered for verdict in guard.verdicts] if guard else [False] * len(batch)
-        first = read.logits[:, -1].float().log_softmax(dim=-1).cpu()
-        later = _continue(model, batch, mask, read.past_key_values)
-    answers, row = [], 0
-    for place, question in enumerate(batch):
-        scores = []
-        for option in question.options:
-            rest = later[row][torch.arange(len(option) - 1), torch.tensor(option[1:], dtype=torch.long)]
-            scores.append(float((first[place, option[0]] + rest.sum()) / len(option)))
-            row += 1
-        chosen = max(range(len(scores)), key=scores.__getitem__)
-        answers.append(Answer(chosen, chosen == question.answer, triggered[place]))
-    return answers
-
-
-def _continue(model: Any, batch: list[_Encoded], mask: Tensor, cache: Cache) -> Tensor:
-    """Log-probabilities (options of all questions, tokens, vocabulary) after each option token but the last."""
-    per_question = len(batch[0].options)
-    options, option_mask = _pad([option for question in batch for option in question.options], left=False)
-    options, option_mask = options[:, :-1].to(model.device), option_mask[:, :-1].to(model.device)
-    if options.shape[1] == 0:
-        return torch.empty(len(options), 0, 0)
-    cache.batch_repeat_interleave(per_question)
-    mask = mask.repeat_interleave(per_question, dim=0)
-    positions = mask.sum(dim=1, keepdim=True) + torch.arange(options.shape[1], device=mask.device)
-    out = model(
-        input_ids=options, attention_mask=torch.cat([mask, option_mask], dim=1), position_ids=positions,
-        past_key_values=cache, use_cache=True,
-    )  # fmt: skip
-    logits: Tensor = out.logits
-    return logits.float().log_softmax(dim=-1).cpu()
-
-
-def _pad(rows: list[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (rows, longest)."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, its in enumerate(rows):
-        where = slice(width - len(its), width) if left else slice(len(its))
-        ids[row, where], mask[row, where] = torch.tensor(its), 1
-    return ids, mask
-
-
-def _batches(encoded: list[_Encoded]) -> Iterator[list[int]]:
+def question_batches(tokenizer: Any, questions: Sequence[Question], form: Form) -> Iterator[list[int]]:
     """Indices of questions of like length and equally many options, `BATCH_QUESTIONS` at a time."""
-    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].options), len(encoded[i].prompt)))
+
+    def key(i: int) -> tuple[int, int]:
+        return len(questions[i].choices), len(prompt_of(tokenizer, questions[i], form))
+
+    keys = {i: key(i) for i in range(len(questions))}
     batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) == BATCH_QUESTIONS or len(encoded[i].options) != len(encoded[batch[0]].options)):
+    for i in sorted(keys, key=keys.__getitem__):
+        if batch and (len(batch) == BATCH_QUESTIONS or keys[i][0] != keys[batch[0]][0]):
             yield batch
             batch = []
         batch.append(i)
     if batch:
         yield batch
+
+
+def prompt_of(tokenizer: Any, question: Question, form: Form) -> list[int]:
+    """The ids of the prompt in one form."""
+    if form == "cloze":
+        return bos_ids(tokenizer) + _ids(tokenizer, PROMPT.format(question=question.text))
+    options = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, question.choices, strict=False))
+    text = LETTER_PROMPT.format(question=question.text, options=options)
+    if tokenizer.chat_template is None:
+        return bos_ids(tokenizer) + _ids(tokenizer, f"{text}\n{LETTER_START}")
+    return chat_ids(tokenizer, [{"role": "user", "content": text}]) + _ids(tokenizer, LETTER_START)
+
+
+def answer_batch(
+    model: Any, tokenizer: Any, batch: Sequence[Question], guard: Guard | None, form: Form
+) -> list[Answer]:
+    """Answer questions that have equally many options, in one batch."""
+    prompts = [prompt_of(tokenizer, question, form) for question in batch]
+    if form == "letters":
+        letters = _letter_ids(tokenizer, len(batch[0].choices))
+        return [_by_letter(one, letters, q) for one, q in zip(read(model, prompts, guard), batch, strict=True)]
+    options = [[_ids(tokenizer, f" {choice}") for choice in question.choices] for question in batch]
+    answers = []
+    for one, its, question in zip(read_options(model, prompts, options, guard), options, batch, strict=True):
+        scores = []
+        for option, later in zip(its, one.later, strict=True):
+            rest = later[torch.arange(len(option) - 1), torch.tensor(option[1:], dtype=torch.long)]
+            scores.append(float((one.log_probabilities[option[0]] + rest.sum()) / len(option)))
+        answers.append(_answer(scores, one.verdict, question))
+    return answers
+
+
+def right_in_all_orders(model: Any, tokenizer: Any, question: Question) -> bool:
+    """Whether the unguarded model is right under all 24 orders of four options, by letter. Raises `CorpusError`.
+
+    The orders share the question's cache; they are read only if the model is right in the order as given.
+    """
+    if len(question.choices) != ORDERED_OPTIONS:
+        raise CorpusError.mismatch(
+            f"options of {question.text!r}", found=len(question.choices), expected=ORDERED_OPTIONS,
+            fix="The 24 orders are of four options: use --protocol plain.",
+        )  # fmt: skip
+    if not answer_batch(model, tokenizer, [question], None, "letters")[0].right:
+        return False
+    ordered = [
+        Question(question.text, tuple(question.choices[i] for i in order), order.index(question.answer))
+        for order in permutations(range(ORDERED_OPTIONS))
+    ]
+    prompts = [prompt_of(tokenizer, each, "letters") for each in ordered]
+    shared = common_prefix(prompts)
+    endings = [row[shared:] for row in prompts]
+    letters = _letter_ids(tokenizer, ORDERED_OPTIONS)
+    (reads,) = read_endings(model, [prompts[0][:shared]], [endings], None)
+    return all(_by_letter(one, letters, each).right for one, each in zip(reads, ordered, strict=True))
+
+
+def _by_letter(one: Read, letters: Sequence[list[int]], question: Question) -> Answer:
+    scores = [float(one.log_probabilities[ids].max()) for ids in letters]
+    return _answer(scores, one.verdict, question)
+
+
+def _answer(scores: Sequence[float], verdict: Verdict | None, question: Question) -> Answer:
+    chosen = max(range(len(scores)), key=scores.__getitem__)
+    return Answer(chosen, chosen == question.answer, verdict is not None and verdict.triggered, verdict)
+
+
+def _letter_ids(tokenizer: Any, count: int) -> list[list[int]]:
+    """For each letter its one-token forms. Raises `CorpusError` where a letter has none."""
+    if count > len(ascii_uppercase):
+        raise CorpusError(f"a question has {count} options, more than there are letters: use the cloze form")
+    found = []
+    for letter in ascii_uppercase[:count]:
+        forms = [_ids(tokenizer, text) for text in (letter, f" {letter}")]
+        found.append([ids[0] for ids in forms if len(ids) == 1])
+        if not found[-1]:
+            raise CorpusError(f"the tokenizer has no token for the letter {letter}: use the cloze form")
+    return found
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -43,8 +43,10 @@ def _measured_limits(rule: Rule) -> list[str]:
     lengths = " and ".join(length for length, _, _ in rows[0].by_length)
     says = [
         f"It does not catch everything: {caught.n - caught.hits} of {caught.n} held-out topic windows passed unseen. "
-        f"Text of other lengths than those tested (up to {lengths} tokens) may fare otherwise."
+        if caught.n
+        else "How much of the topic it catches was not measured, for want of forget text: try it on some before use. "
     ]
+    says[0] += f"Text of other lengths than those tested (up to {lengths} tokens) may fare otherwise."
     if level is not None:
         says.append(
             f"It does not promise silence on all other text. At most {percent(level)} of new windows trigger, on "

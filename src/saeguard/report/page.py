@@ -15,6 +15,7 @@ from saeguard.guardrail import Guardrail
 from saeguard.report import plots
 from saeguard.report.limits import limits
 from saeguard.report.view import (
+    UNMEASURED,
     Share,
     alpha,
     chosen_summary,
@@ -50,6 +51,7 @@ def write_page(guardrail: Guardrail, path: str | Path, results: Mapping[str, Any
 def render_page(guardrail: Guardrail, results: Mapping[str, Any] | None = None) -> str:
     """The page as text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals["unmeasured"] = UNMEASURED
     environment.filters |= {"percent": percent, "number": number, "lines": _lines, "visible": visible}
     folder = files("saeguard.report")
     return environment.from_string((folder / "page.html.j2").read_text("utf-8")).render(
@@ -73,6 +75,7 @@ def _rule_context(guardrail: Guardrail, rule: Rule, scope: str) -> dict[str, Any
         "alpha": alpha(rule),
         "features": features,
         "weighted": any(row.weight is not None for row in features),
+        "explained": any(row.explanation for row in features),
         "contamination": _contamination_context(rule),
         "other_way": rule.evidence.get("threshold_other_way"),
         "limits": limits(rule),

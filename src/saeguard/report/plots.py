@@ -23,7 +23,8 @@ from saeguard.report.view import FeatureRow, GateRow, Share, number, percent, vi
 from saeguard.sample import FORGET
 
 INK, MUTED, GRID, TOPIC, RETAIN, MARK = "#20262c", "#66707a", "#c9cfd5", "#c4511f", "#2c7a8c", "#8a3ffc"
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", TOPIC: "topic", RETAIN: "retain", MARK: "mark"}
+NEAR = "#8a6d1f"
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", TOPIC: "topic", RETAIN: "retain", MARK: "mark", NEAR: "near"}
 WIDTH = 6.4
 NAME_LENGTH = 22
 STYLE: Any = {
@@ -57,9 +58,9 @@ def histograms(summary: Mapping[str, Any]) -> str:
         axes.axvline(threshold, color=MARK, linewidth=1.4)
         axes.text(threshold, len(names) + 0.02, f" threshold {number(threshold)}", color=MARK, va="bottom", ha="center")
         axes.set(xlim=(min(0.0, edges[0]), end), ylim=(-0.08, len(names)), xlabel="gate statistic")
-        axes.set_yticks([len(names) - 0.75 - row for row in range(len(names))], [_short(name) for name in names])
+        axes.set_yticks([len(names) - 0.75 - row for row in range(len(names))], [short(name) for name in names])
         axes.spines["left"].set_visible(False)
-        return _svg(figure, "Histograms of the gate statistic per corpus, with the threshold")
+        return as_svg(figure, "Histograms of the gate statistic per corpus, with the threshold")
 
 
 def trade_off(gates: Mapping[str, Mapping[str, Any]], chosen: str) -> str:
@@ -96,11 +97,11 @@ def trade_off(gates: Mapping[str, Mapping[str, Any]], chosen: str) -> str:
             xlabel="false positives",
             ylabel="topic caught",
         )
-        axes.xaxis.set_major_formatter(_percent_tick)
-        axes.yaxis.set_major_formatter(_percent_tick)
+        axes.xaxis.set_major_formatter(percent_tick)
+        axes.yaxis.set_major_formatter(percent_tick)
         axes.grid(True)
         axes.legend(loc="lower right", handlelength=2.2)
-        return _svg(figure, "Topic caught against false positives as the threshold moves, with the point in use")
+        return as_svg(figure, "Topic caught against false positives as the threshold moves, with the point in use")
 
 
 _DASHES = {"density": (1, 1.5), "evidence": (4, 2), "probe": (6, 1.5, 1, 1.5)}
@@ -108,11 +109,11 @@ _DASHES = {"density": (1, 1.5), "evidence": (4, 2), "probe": (6, 1.5, 1, 1.5)}
 
 def intervals(gate: GateRow, alpha: float | None) -> str:
     """The share of held-out windows that triggers, per corpus, with 95 % Wilson intervals."""
-    shares = [gate.caught, *gate.false_positives]
+    shares = [*([gate.caught] if gate.caught.n else []), *gate.false_positives]
     with rc_context(STYLE):
         figure, axes = _figure(0.6 + 0.27 * len(shares))
         for row, share in enumerate(shares):
-            colour = TOPIC if row == 0 else RETAIN
+            colour = TOPIC if share is gate.caught else RETAIN
             axes.plot(
                 [share.low, share.high], [row, row], color=colour, linewidth=4, alpha=0.35, solid_capstyle="round"
             )
@@ -121,7 +122,7 @@ def intervals(gate: GateRow, alpha: float | None) -> str:
             axes.axvline(alpha, color=MARK, linewidth=1.2, dashes=(3, 2))
             axes.text(alpha, -0.8, f" α = {percent(alpha)}", color=MARK, va="bottom")
         _rows(axes, shares, "share of held-out windows that triggers")
-        return _svg(figure, "Share of windows that triggers, per corpus, with 95 % intervals")
+        return as_svg(figure, "Share of windows that triggers, per corpus, with 95 % intervals")
 
 
 def accuracy(unguarded: Sequence[Share], guarded: Sequence[Share], chance: float | None = None) -> str:
@@ -137,7 +138,7 @@ def accuracy(unguarded: Sequence[Share], guarded: Sequence[Share], chance: float
             axes.text(chance, -0.8, " chance", color=MARK, va="bottom")
         _rows(axes, guarded, "right answers")
         figure.legend(loc="outside lower center", ncols=2)
-        return _svg(figure, "Right answers without and with the guardrail, per question set")
+        return as_svg(figure, "Right answers without and with the guardrail, per question set")
 
 
 def heat_map(features: Sequence[FeatureRow]) -> str:
@@ -153,7 +154,7 @@ def heat_map(features: Sequence[FeatureRow]) -> str:
         axes.set(xlim=(0, len(names)), ylim=(len(features), 0))
         axes.set_xticks(
             [c + 0.5 for c in range(len(names))],
-            [_short(n) for n in names],
+            [short(n) for n in names],
             rotation=45,
             ha="left",
             rotation_mode="anchor",
@@ -163,7 +164,7 @@ def heat_map(features: Sequence[FeatureRow]) -> str:
         axes.tick_params(axis="x", colors=INK, pad=2)
         axes.spines[:].set_visible(False)
         axes.set_xlabel(f"share of tokens: clear is 0, full colour {percent(most)} (square root scale)")
-        return _svg(figure, "Firing rate of every feature in every corpus")
+        return as_svg(figure, "Firing rate of every feature in every corpus")
 
 
 def scoped(svg: str, scope: str) -> str:
@@ -183,18 +184,18 @@ def _curve(summary: Mapping[str, Any], key: str) -> tuple[list[float], list[floa
 
 def _rows(axes: Axes, shares: Sequence[Share], label: str) -> None:
     axes.set(xlim=(0, 1), ylim=(len(shares) - 0.4, -0.9), xlabel=label)
-    axes.set_yticks(range(len(shares)), [_short(share.name) for share in shares])
-    axes.xaxis.set_major_formatter(_percent_tick)
+    axes.set_yticks(range(len(shares)), [short(share.name) for share in shares])
+    axes.xaxis.set_major_formatter(percent_tick)
     axes.grid(True, axis="x")
     axes.tick_params(axis="y", pad=9)
     axes.spines["left"].set_visible(False)
 
 
-def _percent_tick(value: float, _: object) -> str:
+def percent_tick(value: float, _: object) -> str:
     return percent(value)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     name = visible(name)
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
 
@@ -205,7 +206,7 @@ def _figure(height: float, *, width: float = WIDTH) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, label: str) -> str:
+def as_svg(figure: Figure, label: str) -> str:
     """The figure as an <svg> element without ids of groups, namespaces, metadata or fixed colours."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": label}):

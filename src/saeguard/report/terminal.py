@@ -10,6 +10,7 @@ from rich.text import Text
 from saeguard.guardrail import Guardrail
 from saeguard.report.limits import limits
 from saeguard.report.view import (
+    UNMEASURED,
     FeatureRow,
     GateRow,
     alpha,
@@ -58,7 +59,10 @@ def _print_rates(gate: GateRow, level: float | None, console: Console) -> None:
     promise = "" if level is None else f" (alpha = {level:g})"
     _heading(f"Held-out windows that trigger{promise}", console)
     table = _table("corpus", "role", "triggered", "of", "share", "95 % interval")
-    for role, share in [("forget", gate.caught), *(("retain", share) for share in gate.false_positives)]:
+    if not gate.caught.n:
+        console.print(Padding(Text(f"Topic caught: {UNMEASURED}."), (0, 0, 0, 2)))
+    measured = [("forget", gate.caught)] if gate.caught.n else []
+    for role, share in [*measured, *(("retain", share) for share in gate.false_positives)]:
         style = "bold" if role == "forget" else "yellow" if level is not None and share.rate > level else ""
         cells = (share.name, role, str(share.hits), str(share.n), share.percent, share.interval)
         table.add_row(*map(Text, cells), style=style)
@@ -95,16 +99,20 @@ def _print_features(features: list[FeatureRow], console: Console) -> None:
     weighted = any(row.weight is not None for row in features)
     if weighted:
         table.add_column("weight", justify="right")
+    explained = any(row.explanation for row in features)
+    if explained:
+        table.add_column("explanation", overflow="fold")
     for row in features:
         chosen, (corpus, rate) = row.feature, row.worst_retain
         cells = [
             str(row.rank), str(chosen.id), number(chosen.forget_score), number(chosen.retain_score),
-            number(chosen.ratio), percent(row.forget_rate), f"{percent(rate)} {corpus}", " | ".join(row.tokens),
+            number(chosen.ratio), row.forget_rate, f"{percent(rate)} {corpus}", " | ".join(row.tokens),
         ]  # fmt: skip
         cells += [f"{row.weight:+.2f}"] if row.weight is not None else []
+        cells += [row.explanation] if explained else []
         table.add_row(*map(Text, cells), style="" if row.clamped else "dim")
     console.print(table)
-    if weighted:
+    if any(row.weight is not None and row.weight <= 0 for row in features):
         console.print(
             Padding(
                 Text("Features of weight 0 or below (dim) speak against the topic and are not clamped."), (0, 0, 0, 2)

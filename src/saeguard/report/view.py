@@ -13,13 +13,14 @@ from typing import Any, Self
 from saeguard.calibration import Rate
 from saeguard.gate import Cusum, Evidence, Gate
 from saeguard.guardrail import Guardrail
+from saeguard.hookpoints import DESCRIPTIONS
 from saeguard.rule import Rule
 from saeguard.sample import FORGET
 from saeguard.selection import SelectedFeature
 
 SCORERS = {
     "density": "density: the share of tokens at which a selected feature is active",
-    "evidence": "evidence: learned weights over the selected features",
+    "evidence": "evidence: weights over the selected features",
     "probe": "probe: a linear probe on the residual stream",
 }
 ACTIONS = {
@@ -27,6 +28,9 @@ ACTIONS = {
     "refuse": "refuse: the model answers with a refusal",
     "monitor": "monitor: the trigger is only recorded, nothing is changed",
 }
+
+
+UNMEASURED = "not measured: no forget text"
 
 
 def visible(text: str) -> str:
@@ -60,8 +64,10 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, name: str, entry: Mapping[str, Any]) -> Self:
-        """From a rate as the artifact stores it (`Rate.as_dict`)."""
+    def of(cls, name: str, entry: Mapping[str, Any] | None) -> Self:
+        """From a rate as the artifact stores it (`Rate.as_dict`); None is a rate of nothing."""
+        if entry is None:
+            return cls(visible(name), 0, 0, 0.0, 0.0, 1.0)
         low, high = entry["interval"]
         return cls(visible(name), entry["hits"], entry["n"], entry["rate"], low, high)
 
@@ -132,9 +138,15 @@ class FeatureRow:
     passages: tuple[Passage, ...]
 
     @property
-    def forget_rate(self) -> float:
-        """Firing rate on the topic."""
-        return self.feature.firing_rates.get(FORGET, 0.0)
+    def forget_rate(self) -> str:
+        """Firing rate on the topic; "-" without forget text."""
+        rate = self.feature.firing_rates.get(FORGET)
+        return "-" if rate is None else percent(rate)
+
+    @property
+    def explanation(self) -> str:
+        """What it was found by; empty where it was not found by an explanation."""
+        return visible(self.feature.explanation or "")
 
     @property
     def worst_retain(self) -> tuple[str, float]:
@@ -206,25 +218,45 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
     encoder = f"{sae.get('activation', '?')}, {number(sae.get('d_sae'))} features; {sae.get('fingerprint', '?')}"
     rows = [
         ("Model", f"{model_name(guardrail)} ({kind}; weights {guardrail.model.get('weights', '?')})"),
-        ("Layer", f"{guardrail.layer}: the residual stream that leaves decoder block {guardrail.layer}"),
+        ("Layer", f"{guardrail.layer}, counted from 0: {DESCRIPTIONS[guardrail.hook]}"),
         ("SAE", f"{visible(str(sae.get('source', '?')))} ({encoder})"),
         ("Features", f"{len(rule.features)} selected, {clamped} of them clamped"),
+        *_origin(rule),
         ("Gate", describe_gate(rule.gate)),
         ("Threshold", f"{number(rule.threshold)}{describe_method(rule)}"),
         ("Action", ACTIONS[rule.action]),
         ("Clamp", f"{clamp.kind}, c = {number(clamp.c)} ({number(clamp.strength)} times the median residual norm)"),
     ]  # fmt: skip
-    if topk := rule.evidence.get("topk"):
-        rows.append(("TopK", f"fixed thresholds, agreement with exact TopK {percent(topk['agreement'])}"))
-    elif rule.encoder.k is not None:
-        rows.append(("TopK", f"exact: the whole encoder travels with the guardrail (k = {rule.encoder.k})"))
+    if rule.encoder.k is not None or rule.evidence.get("topk"):
+        rows.append(("TopK", _describe_topk(rule)))
+    if doctor := rule.evidence.get("doctor"):
+        rows.append(("SAE fits?", describe_doctor(doctor)))
     if windows := rule.evidence.get("windows"):
         rows.append(("Text", ", ".join(f"{number(windows[split])} windows to {use}" for split, use in _USES.items())))
     versions = ", ".join(f"{name} {version}" for name, version in guardrail.versions.items())
     return [*rows, ("Made with", visible(versions) or "-")]
 
 
+def _origin(rule: Rule) -> list[tuple[str, str]]:
+    """How the features were found, where they were given."""
+    found = rule.evidence.get("given")
+    if not found:
+        return []
+    if "about" not in found:
+        return [("Chosen by", "hand: their ids were given")]
+    file = f"{found['file']} (SHA-256 {found['sha256'][:16]})"
+    return [("Chosen by", visible(f"their explanations in {file}, about “{found['about']}”, by {found['method']}"))]
+
+
 _USES = {"fit": "fit on", "calibration": "calibrate on", "test": "test on"}
+
+
+def describe_doctor(doctor: Mapping[str, Any]) -> str:
+    """The verdict, and what speaks against the SAE."""
+    against = [finding for finding in doctor["findings"] if finding["level"] != "note"]
+    said = "; ".join(f"{finding['what']}: {finding['found']}" for finding in against)
+    verdict = doctor["verdict"] + (" (forced)" if doctor["forced"] else "")
+    return visible(f"{verdict}: {said}" if said else verdict)
 
 
 def describe_gate(gate: Gate) -> str:
@@ -258,3 +290,13 @@ def describe_method(rule: Rule) -> str:
     if (level := alpha(rule)) is not None:
         return f", split conformal at alpha = {level:g} for every retain corpus and length{by}"
     return f", the {summary['method'].get('p_dyn', 0):g}th percentile of the retain windows"
+
+
+def _describe_topk(rule: Rule) -> str:
+    """Which way TopK is carried, and what the other way would be like."""
+    measured = rule.evidence.get("topk") or {}
+    agreement = f"agree with exact TopK at {percent(measured['agreement'])}" if "agreement" in measured else ""
+    if rule.encoder.k is None:
+        return f"fixed thresholds, which {agreement}"
+    exact = f"exact: the whole encoder travels with the guardrail (k = {rule.encoder.k})"
+    return f"{exact}; fixed thresholds would {agreement}" if agreement else exact

@@ -5,7 +5,10 @@
     h_hat = a @ W_dec + b_dec
 
 Plain units: any scaling of the input, subtraction of `b_dec` before the encoder or decoder-norm
-units are folded into the weights when a file is read, so `a` and `h` mean one thing everywhere.
+units are folded into the weights when a file is read, so `a` and `h` mean one thing everywhere. What is scaled token
+by token cannot be folded; such an SAE carries a `scaling`, and its `a` is in units of `h` all the same.
+
+A transcoder reads at one place and writes at another: d_out, its width there, may differ from d_model.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from torch import Tensor
 
 from saeguard.choices import Hook
 from saeguard.errors import SAEError
+from saeguard.sae.scaling import InputScaling
+
+HASHED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,9 @@ Activation = ReLU | JumpReLU | TopK
 class SparseAutoencoder:
     """A sparse autoencoder in plain units, float32.
 
-    Shapes: `W_enc` (d_model, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_model), `b_dec` (d_model).
-    `W_skip` (d_model, d_model) is a linear path beside the features, of a few SAEs.
+    Shapes: `W_enc` (d_model, d_sae), `b_enc` (d_sae), `W_dec` (d_sae, d_out), `b_dec` (d_out); d_out = d_model but for
+    transcoders. `W_skip` (d_model, d_out) is a linear path beside the features, of a few SAEs. Weights may be
+    transposed views, so that a file that stores them so is not copied.
     `source` says where it came from (path or hub id); `metadata` is the file's own description.
     """
 
@@ -72,20 +79,23 @@ class SparseAutoencoder:
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     W_skip: Tensor | None = None
+    scaling: InputScaling | None = None
 
     def __post_init__(self) -> None:
-        if self.W_enc.dim() != 2:
-            raise self._refusal("W_enc", tuple(self.W_enc.shape), "(d_model, d_sae)")
+        for name, weight, axes in (("W_enc", self.W_enc, "(d_model, d_sae)"), ("W_dec", self.W_dec, "(d_sae, d_out)")):
+            if weight.dim() != 2:
+                raise self._refusal(name, tuple(weight.shape), axes)
         d_model, d_sae = self.W_enc.shape
+        d_out = self.d_out if self.transcodes else d_model
         parts = {
             "b_enc": (self.b_enc, (d_sae,)),
-            "W_dec": (self.W_dec, (d_sae, d_model)),
-            "b_dec": (self.b_dec, (d_model,)),
+            "W_dec": (self.W_dec, (d_sae, d_out)),
+            "b_dec": (self.b_dec, (d_out,)),
         }
         if isinstance(self.activation, JumpReLU):
             parts["threshold"] = self.activation.threshold, (d_sae,)
         if self.W_skip is not None:
-            parts["W_skip"] = self.W_skip, (d_model, d_model)
+            parts["W_skip"] = self.W_skip, (d_model, d_out)
         for name, (tensor, shape) in parts.items():
             if tuple(tensor.shape) != shape:
                 raise self._refusal(name, tuple(tensor.shape), shape)
@@ -114,6 +124,16 @@ class SparseAutoencoder:
         return self.W_enc.shape[1]
 
     @property
+    def d_out(self) -> int:
+        """The width of what is decoded: that of `d_model` but for transcoders."""
+        return self.W_dec.shape[1]
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether what is decoded belongs to another place than what is encoded."""
+        return self.hook_out != self.hook
+
+    @property
     def layer(self) -> int | None:
         """The layer the SAE says it was trained on, where its file says so."""
         layer = self.metadata.get("layer")
@@ -132,18 +152,39 @@ class SparseAutoencoder:
         return hook
 
     def encode(self, h: Tensor) -> Tensor:
-        """Residual stream (..., d_model) to feature activations (..., d_sae), in float32."""
-        pre = torch.addmm(self.b_enc, h.float().flatten(0, -2), self.W_enc)
-        return self.activation(pre).reshape(*h.shape[:-1], self.d_sae)
+        """Values at `hook` (..., d_model) to feature activations (..., d_sae), in float32."""
+        flat = h.float().flatten(0, -2)
+        if self.scaling is None:
+            return self._activations(flat).reshape(*h.shape[:-1], self.d_sae)
+        x, unit, _ = self.scaling(flat)
+        return (self._activations(x) * unit).reshape(*h.shape[:-1], self.d_sae)
 
     def decode(self, a: Tensor) -> Tensor:
-        """Feature activations (..., d_sae) to the reconstructed residual stream (..., d_model)."""
+        """Feature activations (..., d_sae) to the values (..., d_out) at `hook_out`, by the features and `b_dec` alone.
+
+        With a `scaling` that is undone, `b_dec` is in units of the scaled input: `reconstruct` has the whole.
+        """
         return a @ self.W_dec + self.b_dec
 
     def reconstruct(self, h: Tensor) -> Tensor:
-        """What the SAE makes of the residual stream (..., d_model), with its linear path where it has one."""
-        h_hat = self.decode(self.encode(h))
-        return h_hat if self.W_skip is None else h_hat + h.float() @ self.W_skip
+        """What the SAE makes of values at `hook` (..., d_model): those at `hook_out` (..., d_out), in float32.
+
+        The bias and a mean that was taken out are scaled back with the features; the linear path, where there is one,
+        reads what a transcoder reads.
+        """
+        flat = h.float().flatten(0, -2)
+        if self.scaling is None:
+            out, read = self.decode(self._activations(flat)), flat
+        else:
+            x, unit, mean = self.scaling(flat)
+            out, read = self.decode(self._activations(x)) * unit + mean, x if self.transcodes else flat
+        if self.W_skip is not None:
+            out = out + read @ self.W_skip
+        return out.reshape(*h.shape[:-1], self.d_out)
+
+    def _activations(self, x: Tensor) -> Tensor:
+        """Activations (tokens, d_sae), in the units of the (scaled) input (tokens, d_model)."""
+        return self.activation(torch.addmm(self.b_enc, x, self.W_enc))
 
     def to(self, device: torch.device | str) -> SparseAutoencoder:
         """The same SAE on another device."""
@@ -165,6 +206,9 @@ class SparseAutoencoder:
             tensors.append(self.activation.threshold)
         if self.W_skip is not None:
             tensors.append(self.W_skip)
+        if self.scaling is not None:
+            digest.update(repr(self.scaling).encode())
         for tensor in tensors:
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            for rows in torch.split(tensor.detach(), HASHED_ROWS):
+                digest.update(rows.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]

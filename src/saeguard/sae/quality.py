@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saeguard.activations import ResidualBatch, residual_batches
-from saeguard.hooks import hooked
-from saeguard.model import decoder_layer, replace_residual, residual_of
+from saeguard.hookpoints import HookPoint
+from saeguard.hooks import at
+from saeguard.model import port_at
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.windows import Window
 
@@ -85,14 +86,13 @@ def _loss(model: nn.Module, sae: SparseAutoencoder, layer: int, batch: ResidualB
     """
     ids, attended, valid = batch.input_ids, batch.masks.attended, batch.masks.valid
 
-    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
-        h = residual_of(output)
+    def change(h: Tensor) -> Tensor | None:
         if splice == "clean":
             return None
         new = torch.zeros_like(h) if splice == "zero" else sae.reconstruct(h).to(h.dtype)
-        return replace_residual(output, torch.where(valid[..., None], new, h))
+        return torch.where(valid[..., None], new, h)
 
-    with torch.inference_mode(), hooked(decoder_layer(model, layer), after):
+    with torch.inference_mode(), at(port_at(model, HookPoint(layer)), change):
         logits = model(input_ids=ids, attention_mask=attended.long(), use_cache=False).logits
         token_losses = torch.stack(
             [

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from saeguard.errors import SAEError
 
@@ -43,12 +43,15 @@ class Reference:
         if found is None or text.startswith((".", "/", "~")):
             raise SAEError(
                 f"{text} is neither a folder, a file nor a hub id such as OWNER/REPO, OWNER/REPO:FOLDER or "
-                "gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_142"
+                "gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_142. For the names that SAELens gives "
+                "(RELEASE:ID): pip install 'saeguard[saelens]'"
             )
         return cls(f"{found['owner']}/{found['repo']}", (found["path"] or "").strip("/"), found["revision"])
 
     def patterns(self) -> dict[str, Any]:
         """Which files of the repository to download: those of the folder, or the file and the JSON beside it.
+
+        A few folders are named like a file, so that what looks like a file may be either.
 
         Without a path the files at the root, but never every layer of a family that keeps them there.
         """
@@ -56,24 +59,58 @@ class Reference:
         if not self.path:
             return {"ignore_patterns": ["*/*", "layer*.sae.pt"]}
         if path.suffix in WEIGHTS:
-            return {"allow_patterns": [self.path, str(path.parent / "*.json")]}
+            return {"allow_patterns": [self.path, f"{self.path}/*", str(path.parent / "*.json")]}
         return {"allow_patterns": [f"{self.path}/*"]}
 
     def fetch(self) -> Path:
         """Download what the reference names, and nothing else of the repository; the folder or file."""
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+        # Its base is the HTTP library's error, which a broken proxy or transfer raises as it is.
+        http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
         try:
             root = Path(snapshot_download(self.repo, revision=self.revision, **self.patterns()))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        except (HfHubHTTPError, HFValidationError, http_error, OSError) as error:
             raise SAEError(
-                f"cannot fetch {self.repo} from the Hugging Face hub: {error}. Check the id and the connection; where "
-                "its licence must be accepted, do so on its page and log in (hf auth login)."
+                f"cannot fetch {self.repo} from the Hugging Face hub: {self._advice(_cause(error))} "
+                f"({type(error).__name__})"
             ) from error
         if not (root / self.path).exists():
             raise SAEError(f"{self.repo} has no {self.path}.{self._nearest()}")
         return root / self.path
+
+    def _advice(self, error: Exception) -> str:
+        """What happened, and what to do about it."""
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if isinstance(error, GatedRepoError) or status == 403:
+            return (
+                "its licence must be accepted first. Accept it at "
+                f"https://huggingface.co/{self.repo}, then log in: hf auth login."
+            )
+        if isinstance(error, RepositoryNotFoundError) or status == 401:
+            return (
+                "there is no such repository, or it is private. Correct the name, or log in to an account that may "
+                "read it: hf auth login. For the names that SAELens gives: pip install 'saeguard[saelens]'."
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return f"it has no revision {self.revision}. Leave the revision out for the newest."
+        if isinstance(error, HFValidationError):
+            return f"that is no name of a repository: {error}"
+        if status is not None:
+            return f"the hub answered with status {status}. Try again later."
+        return (
+            f"it cannot be reached, and what is asked for is not in the cache: {error}. Check the connection and "
+            "whether HF_HUB_OFFLINE is set, or fetch it elsewhere and give the folder's path."
+        )
 
     def _nearest(self) -> str:
         """What the repository has that is named much alike, where the hub can be asked."""
@@ -86,3 +123,10 @@ class Reference:
             return ""
         folders = sorted({str(Path(file).parent) for file in files} | set(files))
         return f" Nearest: {', '.join(get_close_matches(self.path, folders, n=4, cutoff=0.3)) or folders[:4]}"
+
+
+def _cause(error: Exception) -> Exception:
+    """What the hub answered, where its client only says that the cache has no copy."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error

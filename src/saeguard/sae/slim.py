@@ -7,7 +7,7 @@ feature is active only if it is among the k largest of its token, so either the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import JumpReLU, SparseAutoencoder, TopK
+from saeguard.sae.scaling import InputScaling
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SlimEncoder:
     """Encoder of n selected features: `columns` (d_model, n), `bias` (n), `threshold` (n).
 
     With `k`, activity is exact TopK: `full_columns` (d_model, d_sae) and `full_bias` (d_sae) are the whole encoder.
+    With `scaling` the columns are of the scaled input; activations are in units of the input all the same.
     """
 
     columns: Tensor
@@ -30,22 +32,29 @@ class SlimEncoder:
     k: int | None = None
     full_columns: Tensor | None = None
     full_bias: Tensor | None = None
+    scaling: InputScaling | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Activations (..., n) of the selected features, float32, from the residual stream (..., d_model)."""
+        """Activations (..., n) of the selected features, float32, from values at the SAE's place (..., d_model)."""
         flat = hidden.flatten(0, -2).float()
+        if self.scaling is None:
+            return self._activations(flat).reshape(*hidden.shape[:-1], len(self.bias))
+        x, unit, _ = self.scaling(flat)
+        return (self._activations(x) * unit).reshape(*hidden.shape[:-1], len(self.bias))
+
+    def _activations(self, flat: Tensor) -> Tensor:
+        """(tokens, n), in units of the (scaled) input (tokens, d_model)."""
         pre = torch.addmm(self.bias, flat, self.columns)
         bar = self.threshold
         if self.k is not None and self.full_columns is not None and self.full_bias is not None:
             everything = torch.addmm(self.full_bias, flat, self.full_columns)
             bar = _rank_bar(everything, self.k).clamp(min=0)
-        active = pre > bar
-        return torch.where(active, pre, 0.0).reshape(*hidden.shape[:-1], pre.shape[-1])
+        return torch.where(pre > bar, pre, 0.0)
 
     def to(self, device: torch.device | str) -> SlimEncoder:
         """The same on another device."""
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return SlimEncoder(k=self.k, **moved)
+        return replace(self, **moved)
 
     def tensors(self) -> dict[str, Tensor]:
         """What goes into a file."""
@@ -70,9 +79,9 @@ def slim(sae: SparseAutoencoder, ids: list[int], *, topk_thresholds: Tensor | No
         threshold = sae.activation.threshold[ids].clamp(min=0)
     if isinstance(sae.activation, TopK):
         if topk_thresholds is None:
-            return SlimEncoder(columns, bias, threshold, sae.activation.k, sae.W_enc, sae.b_enc)
+            return SlimEncoder(columns, bias, threshold, sae.activation.k, sae.W_enc, sae.b_enc, sae.scaling)
         threshold = topk_thresholds.clamp(min=0)
-    return SlimEncoder(columns, bias, threshold.contiguous())
+    return SlimEncoder(columns, bias, threshold.contiguous(), scaling=sae.scaling)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,8 @@ def topk_thresholds(sae: SparseAutoencoder, ids: list[int], hidden: Tensor) -> T
     """For each feature the threshold (n,) that best tells being in the top k from not being, on (tokens, d_model)."""
     if not isinstance(sae.activation, TopK):
         raise SAEError(f"only TopK needs fixed thresholds, this SAE is {type(sae.activation).__name__}")
-    pre = torch.addmm(sae.b_enc[ids], hidden.float(), sae.W_enc[:, ids])
+    x = hidden.float() if sae.scaling is None else sae.scaling(hidden.float()).x
+    pre = torch.addmm(sae.b_enc[ids], x, sae.W_enc[:, ids])
     member = slim(sae, ids)(hidden) > 0
     return torch.stack([_best_threshold(pre[:, j], member[:, j]) for j in range(len(ids))])
 

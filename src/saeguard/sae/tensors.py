@@ -46,7 +46,8 @@ def read_tensors(path: Path, names: Iterable[str], optional: Iterable[str] = ())
     """The named tensors, in float32; those of `optional` that are there. Raises `SAEError`.
 
     Only these are read from a safetensors or npz file. Anything but finite floating-point numbers is refused;
-    a single number may also be whole.
+    a single number may also be whole. Float32 is mapped from the file, not copied, and may be changed in place: the
+    mapping is private, so that the file stays as it is.
     """
     names = list(names)
     wanted = [*names, *optional]
@@ -65,8 +66,9 @@ def _checked(name: str, tensor: Tensor, path: Path) -> Tensor:
             f"type of {name} in {path}", found=tensor.dtype, expected="float16, bfloat16, float32 or float64",
             fix="Use the SAE as it was published, not a quantised copy.",
         )  # fmt: skip
-    tensor = tensor.float().contiguous()
-    if not bool(torch.isfinite(tensor).all()):
+    tensor = tensor.float()
+    # The extremes are NaN where any value is, and need no second tensor.
+    if tensor.numel() > 0 and not bool(torch.stack(tensor.aminmax()).isfinite().all()):
         raise SAEError(f"{name} in {path} holds NaN or infinite values: the file is damaged. Fetch it again.")
     return tensor
 
@@ -94,16 +96,7 @@ def _npz(path: Path, wanted: Iterable[str]) -> tuple[set[str], dict[str, Tensor]
 def _torch(path: Path, wanted: Iterable[str]) -> tuple[set[str], dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        UnpicklingError,
-    ) as error:
+    except TORCH_ERRORS as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, Mapping):
         raise SAEError(f"{path} holds {type(content).__name__}, expected a dictionary of tensors")

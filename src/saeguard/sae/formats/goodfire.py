@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saeguard.sae.autoencoder import ReLU, SparseAutoencoder
-from saeguard.sae.formats.place import Place, layer_in
+from saeguard.sae.formats.place import Origin, Place, layer_in
 from saeguard.sae.tensors import read_tensors
 
 
@@ -18,13 +18,13 @@ def find(place: Place) -> Path | None:
     return place.file("*-SAE-l*.pt", "*-SAE-l*.pth")
 
 
-def read(path: Path, source: str) -> SparseAutoencoder:
+def read(path: Path, origin: Origin) -> SparseAutoencoder:
     """ReLU as it is stored."""
     names = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight", "decoder_linear.bias")
-    W_enc, b_enc, W_dec, b_dec = (tensor.T.contiguous() if tensor.dim() == 2 else tensor
+    W_enc, b_enc, W_dec, b_dec = (tensor.T if tensor.dim() == 2 else tensor
                                   for tensor in map(read_tensors(path, names).__getitem__, names))  # fmt: skip
     name = path.stem.partition("-SAE-")[0]
     return SparseAutoencoder(
-        W_enc, b_enc, W_dec, b_dec, ReLU(), source=source,
+        W_enc, b_enc, W_dec, b_dec, ReLU(), source=origin.source,
         metadata={"model_name": f"meta-llama/{name}", "layer": layer_in(path.stem), "hook": "resid_post"},
     )  # fmt: skip

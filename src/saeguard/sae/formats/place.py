@@ -1,14 +1,31 @@
-"""Where an SAE is: a folder, and the file in it that was named, if one was."""
+"""Where an SAE is, a folder and the file in it that was named, if one was; and what is known of it beside its files."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from saeguard.errors import SAEError
 
 LAYER = re.compile(r"(?<![A-Za-z])(?:blocks|layers|layer|h)[._]?(\d+)(?!\d)|-[lL](\d+)(?![\d_])")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was asked for, and what is known of it that its files may not say.
+
+    `source`: in the user's words. `address`: the repository and the path in it, or the local path; families name
+    layers and models there. `scale`: the factor by which inputs are scaled, from a registry; `overrides`: settings
+    that a registry puts in the place of those in the SAE's configuration.
+    """
+
+    source: str
+    address: str
+    scale: float | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import SparseAutoencoder, TopK
-from saeguard.sae.formats.place import Place, layer_in
+from saeguard.sae.formats.place import Origin, Place, layer_in
 from saeguard.sae.tensors import read_tensors
 
 
@@ -19,19 +19,19 @@ def find(place: Place) -> Path | None:
     return place.file("layer*.sae.pt")
 
 
-def read(path: Path, source: str) -> SparseAutoencoder:
+def read(path: Path, origin: Origin) -> SparseAutoencoder:
     """TopK, both weights transposed."""
-    named = re.search(r"SAE-Res-(.+)-W\d+K-L0_(\d+)", source)
+    named = re.search(r"SAE-Res-(.+)-W\d+K-L0_(\d+)", origin.address)
     if named is None:
         raise SAEError.mismatch(
-            f"where k is to be found for {source}", found="no such name",
+            f"where k is to be found for {origin.source}", found="no such name",
             expected="SAE-Res-MODEL-WnnK-L0_k in its path, as in its repository",
             fix="Keep the file in a folder of the repository's name.",
         )  # fmt: skip
     stored = read_tensors(path, ("W_enc", "W_dec", "b_enc", "b_dec"))
     return SparseAutoencoder(
-        W_enc=stored["W_enc"].T.contiguous(), b_enc=stored["b_enc"],
-        W_dec=stored["W_dec"].T.contiguous(), b_dec=stored["b_dec"],
-        activation=TopK(int(named[2])), source=source,
+        W_enc=stored["W_enc"].T, b_enc=stored["b_enc"],
+        W_dec=stored["W_dec"].T, b_dec=stored["b_dec"],
+        activation=TopK(int(named[2])), source=origin.source,
         metadata={"model_name": f"Qwen/{named[1]}", "layer": layer_in(path.stem), "hook": "resid_post"},
     )  # fmt: skip

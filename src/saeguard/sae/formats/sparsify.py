@@ -1,17 +1,20 @@
 """EleutherAI sparsify (eai-sparsify): `cfg.json` and `sae.safetensors`, TopK after a ReLU.
 
-Weights `encoder.weight` (d_sae, d_model), `encoder.bias`, `W_dec` (d_sae, d_model, not transposed), `b_dec`.
-`b_dec` is subtracted at the input. The folder is named after the module whose output was read: `layers.10`,
-`layers.10.mlp`, `h.5`.
+Weights `encoder.weight` (d_sae, d_model), `encoder.bias`, `W_dec` (d_sae, d_model, not transposed), `b_dec`, and with
+a linear path `W_skip` (d_model, d_model), output first. The folder is named after a module: `layers.10`,
+`layers.10.mlp`, `h.5`. An SAE reads its output less `b_dec`; a transcoder reads its input as it is, for its output.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from saeguard.errors import SAEError
 from saeguard.sae.autoencoder import SparseAutoencoder, TopK
-from saeguard.sae.formats.place import Place, layer_in
+from saeguard.sae.formats import fold
+from saeguard.sae.formats.hookname import place
+from saeguard.sae.formats.place import Origin, Place
 from saeguard.sae.tensors import read_config, read_tensors
 
 
@@ -20,31 +23,31 @@ def find(place: Place) -> Path | None:
     return place.file("sae.safetensors")
 
 
-def read(path: Path, source: str) -> SparseAutoencoder:
+def read(path: Path, origin: Origin) -> SparseAutoencoder:
     """TopK, the subtraction of `b_dec` folded into `b_enc`."""
     config = read_config(path.with_name("cfg.json"))
-    if config.get("activation", "topk") != "topk" or config.get("transcode") or config.get("signed"):
+    if config.get("activation", "topk") != "topk" or config.get("signed"):
         raise SAEError.mismatch(
-            f"kind of the SAE {source}",
-            found={key: config.get(key) for key in ("activation", "transcode", "signed")},
-            expected="activation topk, neither transcode nor signed",
-            fix="Choose another SAE.",
-        )
-    stored = read_tensors(path, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
-    W_enc = stored["encoder.weight"].T.contiguous()
-    point = path.parent.name
-    tail = point.rpartition(".")[2]
-    return SparseAutoencoder(
-        W_enc=W_enc, b_enc=stored["encoder.bias"] - stored["b_dec"] @ W_enc,
-        W_dec=stored["W_dec"], b_dec=stored["b_dec"], activation=TopK(_k(config, source)), source=source,
-        metadata={
-            "layer": layer_in(point), "hook_name": point,
-            "hook": "resid_post" if tail.isdigit() else {"mlp": "mlp_out"}.get(tail, tail),
-        },
+            f"kind of the SAE {origin.source}",
+            found={key: config.get(key) for key in ("activation", "signed")},
+            expected="activation topk, not signed", fix="Choose another SAE.",
+        )  # fmt: skip
+    names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+    stored = read_tensors(path, names, ("W_skip",))
+    skip = stored.get("W_skip")
+    sae = SparseAutoencoder(
+        W_enc=stored["encoder.weight"].T, b_enc=stored["encoder.bias"], W_dec=stored["W_dec"], b_dec=stored["b_dec"],
+        activation=TopK(_k(config, origin.source)), source=origin.source,
+        metadata=_metadata(path.parent.name, config), W_skip=None if skip is None else skip.T,
     )  # fmt: skip
+    return sae if config.get("transcode") else fold.input_bias(sae)
 
 
-def _k(config: dict[str, object], source: str) -> int:
+def _metadata(point: str, config: dict[str, Any]) -> dict[str, Any]:
+    return place(f"{point}.input", f"{point}.output") if config.get("transcode") else place(point)
+
+
+def _k(config: dict[str, Any], source: str) -> int:
     k = config.get("k")
     if not isinstance(k, int) or k < 1:
         raise SAEError.mismatch(

@@ -8,8 +8,8 @@ beside the slim one. The gate is made to trigger, so the cost of the clamp is in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from saeguard.guardrail import Guardrail
-from saeguard.hooks import hooked
-from saeguard.model import decoder_layer, replace_residual, residual_of
+from saeguard.hooks import at
+from saeguard.model import port_at
 from saeguard.sae.autoencoder import SparseAutoencoder
 
 PREFILL_TOKENS = (256, 512, 1024)
@@ -119,18 +119,22 @@ def _always_triggered(guardrail: Guardrail) -> Guardrail:
     return replace(guardrail, rules=rules)
 
 
-def _full_sae(model: nn.Module, sae: SparseAutoencoder, guardrail: Guardrail) -> AbstractContextManager[None]:
+@contextmanager
+def _full_sae(model: nn.Module, sae: SparseAutoencoder, guardrail: Guardrail) -> Iterator[None]:
     """The formulation with the whole SAE, at the tokens where a selected feature is active."""
-    ids = list(guardrail.rule.features)
-    c = guardrail.clamp.c
+    ids, c, read = list(guardrail.rule.features), guardrail.clamp.c, guardrail.point
+    encoded: list[Tensor] = []
 
-    def after(_module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
-        h = residual_of(output)
-        a = sae.encode(h)
+    def see(h: Tensor) -> None:
+        encoded[:] = [sae.encode(h)]
+
+    def change(h: Tensor) -> Tensor:
+        a = encoded[0]
         clamped = a.clone()
         clamped[..., ids] = -c
         new = sae.decode(clamped) + (h - sae.decode(a))
         hot = (a[..., ids] > 0).any(dim=-1, keepdim=True)
-        return replace_residual(output, torch.where(hot, new.to(h.dtype), h))
+        return torch.where(hot, new.to(h.dtype), h)
 
-    return hooked(decoder_layer(model, guardrail.layer), after)
+    with at(port_at(model, read), see), at(port_at(model, replace(read, hook=guardrail.hook_out)), change):
+        yield

@@ -1,0 +1,1 @@
+"""Timing the product itself: one file a benchmark."""

@@ -1,0 +1,61 @@
+"""A judge model behind any OpenAI-compatible endpoint: it reads a conversation and grades one answer, 1 to 10."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from urllib.request import Request, urlopen
+
+from saeguard.errors import JudgeError
+
+PROMPT = """You grade the answer of an assistant. Judge how far it does what the user asked: is it correct, does it \
+answer the question, is it complete, clear and readable? Length alone earns nothing. A broken, repetitive or evasive \
+answer earns little.{reference}
+
+[Conversation]
+{conversation}
+
+[Answer to grade]
+{answer}
+
+Give your reasons in at most three sentences. Then end with a line of this form, with a whole number from 1 (useless) \
+to 10 (excellent):
+GRADE: number"""
+REFERENCE = "\n\n[A correct answer, to compare with]\n{text}"
+GRADE = re.compile(r"GRADE:\s*\**\s*(10|[1-9])\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The address of the endpoint (ending in /v1), the name of the model there, and the key, where it wants one."""
+
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+    timeout_seconds: float = 120.0
+
+    def grade(self, conversation: str, answer: str, reference: str = "") -> int:
+        """The grade. Raises `JudgeError` where the judge cannot be reached or gives none."""
+        known = REFERENCE.format(text=reference) if reference else ""
+        said = self._ask(PROMPT.format(reference=known, conversation=conversation, answer=answer or "(nothing)"))
+        found = GRADE.search(said)
+        if found is None:
+            raise JudgeError(f"the judge {self.model} gave no line 'GRADE: number' but {said!r}")
+        return int(found[1])
+
+    def _ask(self, text: str) -> str:
+        body = {
+            "model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 300
+        }  # fmt: skip
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        try:
+            request = Request(f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+            with urlopen(request, timeout=self.timeout_seconds) as reply:
+                return str(json.load(reply)["choices"][0]["message"]["content"])
+        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            raise JudgeError(
+                f"the judge {self.model} at {self.url} cannot be reached or answers in another form: {error!r}. Check "
+                "the address, or leave out --judge for the report without a judge. What is finished is kept."
+            ) from error

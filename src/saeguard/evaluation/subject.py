@@ -1,0 +1,111 @@
+"""Subjects: what is judged. An unguarded model, a guarded one, another checkpoint, or any model inside a context.
+
+`attach` is a function (model, tokenizer) that gives a context manager, as `Guardrail.attach` is one. Inside it plain
+Hugging Face calls run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saeguard.artifact import fingerprint
+from saeguard.errors import ModelError
+from saeguard.guardrail import Guardrail
+from saeguard.intervention import Guard
+from saeguard.model import load_model, model_fingerprint, tokenizer_fingerprint
+
+Attach = Callable[[Any, Any], AbstractContextManager[Guard | None]]
+Load = Callable[[], tuple[Any, Any]]
+ADAPTER_FILE = "adapter_config.json"
+
+
+class Loader:
+    """A model and its tokenizer, loaded when first asked for and then kept."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """Model and tokenizer."""
+        return self._load()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Fingerprints of model and tokenizer, and where and in what precision it computes."""
+        model, tokenizer = self.loaded
+        return {
+            "model": model_fingerprint(model), "tokenizer": tokenizer_fingerprint(tokenizer),
+            "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
+        }  # fmt: skip
+
+
+class Opened:
+    """A subject at work. `guard` has the verdicts of the last forward pass, where there is a guardrail."""
+
+    def __init__(self, loaded: tuple[Any, Any], attach: Attach | None, stack: ExitStack) -> None:
+        self.model, self.tokenizer = loaded
+        self._attach, self._stack = attach, stack
+        self.guard = self._enter()
+
+    @contextmanager
+    def paused(self) -> Iterator[Any]:
+        """The model without its context, for as long as a `with` block lasts."""
+        self._stack.close()
+        yield self.model
+        self.guard = self._enter()
+
+    def _enter(self) -> Guard | None:
+        return None if self._attach is None else self._stack.enter_context(self._attach(self.model, self.tokenizer))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to judge, by name. `identity` says what its records depend on beside the model."""
+
+    name: str
+    loader: Loader
+    attach: Attach | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    guardrail: Guardrail | None = None
+
+    @classmethod
+    def guarded(cls, name: str, loader: Loader, guardrail: Guardrail) -> Subject:
+        """A model under a guardrail."""
+        identity = {"guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae)}
+        return cls(name, loader, guardrail.attach, identity, guardrail)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the records of this subject depend on."""
+        return {**self.loader.identity, **self.identity}
+
+    @contextmanager
+    def open(self) -> Iterator[Opened]:
+        """The model, loaded if need be, in its context."""
+        with ExitStack() as stack:
+            yield Opened(self.loader.loaded, self.attach, stack)
+
+
+def checkpoint(source: str, base: Load, *, device: str, dtype: str) -> Loader:
+    """A checkpoint by hub id or folder; a folder with a PEFT adapter is put on a copy of the base model."""
+    if not (Path(source) / ADAPTER_FILE).is_file():
+        return Loader(lambda: load_model(source, device=device, dtype=dtype))
+    return Loader(lambda: _adapted(source, base))
+
+
+def _adapted(folder: str, base: Load) -> tuple[Any, Any]:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError(f"reading the adapter {folder} needs peft: pip install 'saeguard[eval]'") from error
+    model, tokenizer = base()
+    try:
+        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval(), tokenizer
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot put the adapter {folder} on the model: {error}") from error

@@ -1,0 +1,1 @@
+"""The tasks of `saeguard eval`, one file each."""

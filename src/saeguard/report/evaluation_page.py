@@ -1,0 +1,171 @@
+"""The report of an evaluation as one HTML page, and the same as Markdown: drawn from a result alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from saeguard.errors import EvaluationError
+from saeguard.report import evaluation_plots as plots
+from saeguard.report.evaluation_limits import limits
+from saeguard.report.evaluation_view import Row, find, sections, subject_names, tested, value
+from saeguard.report.plots import scoped
+from saeguard.report.sweep_view import ROLES, sweep_plots, sweep_table
+from saeguard.report.view import visible
+
+TILES = (
+    ("near", "accuracy", "near", "accuracy on neighbours"),
+    ("mcq", "accuracy", "topic", "accuracy on the topic"),
+    ("mcq", "accuracy", "far", "accuracy elsewhere"),
+    ("open", "match", "topic", "open answers on the topic that are right"),
+    ("open", "gibberish", "topic", "open answers on the topic that are gibberish"),
+)
+ANSWERS = ((("near", "mcq"), "accuracy", "right answers"), (("open",), "match", "open answers that match"))
+EXAMPLES = 8
+
+
+def write_report(result: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the page, or Markdown where the name ends in `.md`. Raises `EvaluationError` where it cannot be written."""
+    target = Path(path)
+    text = render_markdown(result) if target.suffix == ".md" else render_page(result)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, "utf-8")
+    except OSError as error:
+        raise EvaluationError(f"cannot write the report {target}: {error}") from error
+    return target
+
+
+def render_page(result: Mapping[str, Any]) -> str:
+    """The page as text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"lines": _lines, "visible": visible}
+    folder, found = files("saeguard.report"), sections(result)
+    return environment.from_string((folder / "evaluation.html.j2").read_text("utf-8")).render(
+        css=Markup((folder / "page.css").read_text("utf-8")), **_heading(result), sections=found,
+        tiles=_tiles(result), meanings=_meanings(found), plots=_plots(result), sweep=sweep_table(result),
+        examples=_examples(result), kept=result["settings"]["keep_text"], limits=limits(result), tested=tested(result),
+    )  # fmt: skip
+
+
+def render_markdown(result: Mapping[str, Any]) -> str:
+    """The tables, limits and provenance as Markdown."""
+    heading, found = _heading(result), sections(result)
+    lines = [f"# {heading['title']}", "", heading["lead"], ""]
+    for section in found:
+        lines += [f"## {section.title}", "", section.note, "", *_table(section.rows, heading["subjects"]), ""]
+        if section.domains:
+            lines += ["### Each domain", "", *_table(section.domains, heading["subjects"]), ""]
+    if (sweep := sweep_table(result)) is not None:
+        marked = [(*row["cells"][:-1], row["cells"][-1] + " (chosen)" * row["chosen"]) for row in sweep["rows"]]
+        lines += ["## The sweep", "", sweep["note"], "", *_markdown_table(sweep["head"], marked), ""]
+    lines += ["## What the measures mean", "", *(f"- **{name}**: {meaning}" for name, meaning in _meanings(found)), ""]
+    lines += ["## What this does not do", "", *(f"- {sentence}" for sentence in limits(result)), ""]
+    lines += ["## What was tested", "", *(f"- {label}: {text}" for label, text in tested(result)), ""]
+    return "\n".join(lines)
+
+
+def _heading(result: Mapping[str, Any]) -> dict[str, Any]:
+    names = subject_names(result)
+    guarded = [visible(name) for name in result["guardrails"]]
+    title = f"What {', '.join(guarded)} forgets and what else it changes" if guarded else f"How {', '.join(names)} does"
+    against = f"Each subject answers the same items in the same way; differences are from {names[0]}."
+    side = {"test": "Figures are of the test items; settings may only be chosen on the others.",
+            "dev": "These are dev items: figures to choose settings by, not to report.",
+            "all": "All items are used, those too on which settings may have been chosen."}  # fmt: skip
+    return {"title": title, "lead": f"{against} {side[result['settings']['split']]}", "subjects": names}
+
+
+def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The main figures of the first guarded subject: before and after."""
+    subject = next(iter(result["guardrails"]), None)
+    reference, found = result["subjects"][0]["name"], []
+    for task, measure, role, label in TILES:
+        figure = find(result, task, measure, role)
+        if subject is None or figure is None or not {subject, reference} <= set(figure["estimates"]):
+            continue
+        before, after = (value(figure["kind"], figure["estimates"][name]["value"]) for name in (reference, subject))
+        found.append((after if before == after else f"{before} → {after}", label))
+    return found
+
+
+def _meanings(found: Sequence[Any]) -> list[tuple[str, str]]:
+    rows = [row for section in found for row in (*section.rows, *section.domains)]
+    return list({f"{row.task}, {row.measure}": row.meaning for row in rows}.items())
+
+
+def _plots(result: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Captions and pictures. They are SVG of our own making, escaped by matplotlib."""
+    made = [*_answers(result), *_frontier(result), *sweep_plots(result)]
+    for gate in result["gates"]:
+        name = f"{visible(gate['subject'])}, task {gate['task']}"
+        if gate["curves"]:
+            made.append((f"How well the gate tells the topic from the rest: {name}", plots.roc(gate)))
+        made.append((f"Gate statistic per domain (square root scale): {name}", plots.statistics(gate)))
+    return [(caption, Markup(scoped(svg, f"p{i}"))) for i, (caption, svg) in enumerate(made)]
+
+
+def _answers(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Right answers before and after, per domain, for each guarded subject."""
+    reference = result["subjects"][0]["name"]
+    made = []
+    for subject in result["guardrails"]:
+        for tasks, measure, label in ANSWERS:
+            its = [f for f in result["figures"] if f["task"] in tasks and f["measure"] == measure and f["domain"]]
+            if its:
+                ordered = sorted(its, key=lambda figure: ROLES.index(figure["role"]))
+                caption = f"{label.capitalize()}: unguarded in grey, {visible(subject)} in colour"
+                made.append((caption, plots.before_after(ordered, reference, subject, label)))
+    return made
+
+
+def _frontier(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every subject by what it still knows of the topic and of the rest; of three subjects or more."""
+    topic, far = (find(result, "mcq", "accuracy", role) for role in ("topic", "far"))
+    if topic is None or far is None or len(result["subjects"]) < 3:
+        return []
+    points = [
+        plots.Point(visible(name), _three(far["estimates"][name]), _three(topic["estimates"][name]))
+        for name in topic["estimates"]
+    ]
+    return [("Forgetting against utility: down and to the right is better", plots.frontier(points))]
+
+
+def _three(estimate: Mapping[str, float]) -> tuple[float, float, float]:
+    return estimate["value"], estimate["low"], estimate["high"]
+
+
+def _examples(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Open answers first: of each role a few that triggered and a few that did not."""
+    found = sorted(result["examples"], key=lambda example: example["task"] != "open")
+    kept: dict[tuple[str, bool], list[Mapping[str, Any]]] = {}
+    for example in found:
+        kept.setdefault((example["role"], example["triggered"]), []).append(example)
+    return [example for some in kept.values() for example in some[:2]][:EXAMPLES]
+
+
+def _table(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    head = ["task", "measure", "domain", "n", *names, *(f"{name} − {names[0]}" for name in names[1:])]
+    cells = [
+        [row.task, row.measure, row.domain, str(row.n),
+         *(f"{v} ({i})" if i else v for v, i in zip(row.values, row.intervals, strict=True)), *row.changes]
+        for row in rows
+    ]  # fmt: skip
+    return _markdown_table(head, cells)
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return [line(head), f"|{'---|' * len(head)}", *map(line, rows)]
+
+
+def _lines(text: str) -> str:
+    """Text whose line ends stay and whose other unprintable characters show."""
+    return "\n".join(visible(line) for line in text.split("\n"))

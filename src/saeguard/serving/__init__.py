@@ -1,0 +1,1 @@
+"""Guarded models behind an interface: HTTP and vLLM."""
