@@ -161,7 +161,7 @@ class TestSources:
         assert [one.role for one in found].count("topic") == 1
 
     def test_an_unreachable_hub_is_named(self, monkeypatch):
-        pytest.importorskip("datasets")
+        pytest.importorskip("datasets", exc_type=ImportError)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(CorpusError, match="cannot read hf:nobody/nothing:test"):
             question_set("x", "topic", "hf:nobody/nothing:test")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, pipeline
 
@@ -19,6 +20,8 @@ from saeguard.sae.autoencoder import SparseAutoencoder
 from tiny import NEW, generate, judged, mixed_guardrail, padded, prompts, same_verdicts, slow_guard
 
 LENGTHS = (5, 9, 12, 7, 16, 6, 11, 8)
+OLD = transformers.__version__.startswith("4.")
+STATIC = "a static cache of transformers 4.57 counts padding whose embedding is zero as absent: then it is refused"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ def test_one_by_one(case: Case, options: dict[str, Any]) -> None:
     ids=str,
 )
 def test_batched_with_left_padding(case: Case, options: dict[str, Any]) -> None:
+    if OLD and "prefill_chunk_size" in options:
+        pytest.skip("transformers 4.57 itself writes other tokens in chunks behind left padding")
+    if OLD and "cache_implementation" in options:
+        pytest.skip(STATIC)
     batch = padded(case.rows, "left")
     with case.attach() as guard:
         found = generate(case.model, batch, **options)
@@ -152,6 +159,8 @@ def test_a_copied_prefix(case: Case) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_beams_and_samples_are_those_of_the_slow_guard(case: Case, options: dict[str, Any], cache: str) -> None:
+    if OLD and cache == "static":
+        pytest.skip(STATIC)
     batch = padded(case.rows[:4], "left")
     kind = {} if cache == "dynamic" else {"cache_implementation": cache}
     with case.slow():
@@ -173,6 +182,7 @@ def test_samples_keep_their_own_state(case: Case) -> None:
             same_verdicts(guard.verdicts, guard.judge(found[:, :-1]))
 
 
+@pytest.mark.skipif(OLD, reason="transformers 4.57 does not take min_new_tokens with an assistant")
 def test_assisted_decoding_gives_the_tokens_of_the_slow_guard(case: Case) -> None:
     assistant = make_model("llama", seed=5)
     with case.attach() as guard:

@@ -18,7 +18,7 @@ from saeguard.clamp import Clamp
 from saeguard.errors import ArtifactMismatchError, AttachError, GuardrailError, LayerError, NonFiniteError
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
 from saeguard.guardrail import merge
-from saeguard.model import decoder_layers
+from saeguard.model import decoder_layers, entrances
 from saeguard.sae.autoencoder import SparseAutoencoder
 from tiny import BOS, PAD, generate, hooks_on, mixed_guardrail, padded, prompts, slow_guard, with_rule
 
@@ -180,7 +180,7 @@ def test_the_decoder_by_itself_is_guarded_too(model: PreTrainedModel, tokenizer:
     with guardrail.attach(model, tokenizer) as guard, torch.no_grad():
         expected = model(ROWS[0], output_hidden_states=True).hidden_states[-1]
         verdicts = guard.verdicts
-        assert torch.equal(model.get_decoder()(ROWS[0]).last_hidden_state, expected)
+        assert torch.equal(entrances(model)[-1](ROWS[0]).last_hidden_state, expected)
         assert guard.verdicts == verdicts
 
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from transformers import Cache, DynamicCache
 
 from saeguard.errors import AttachError
@@ -63,12 +64,23 @@ def test_a_copy_goes_its_own_way() -> None:
     assert torch.equal(recalled(cache, 2), before.rules[0].statistics)
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="its reset keeps the length: then it is refused")
 def test_a_cache_that_starts_over_is_forgotten() -> None:
     cache, _ = filled(2, 4)
     cache.reset()
     assert recall(cache, "key", 2) is None
+
+
+def test_a_cache_without_tokens_has_no_track() -> None:
     assert recall(None, "key", 2) is None
     assert recall(DynamicCache(), "key", 2) is None
+
+
+def test_a_cache_cut_behind_the_guards_back_is_refused() -> None:
+    cache, _ = filled(2, 4)
+    cache.layers[0].keys = cache.layers[0].keys[:, :, :3]
+    with pytest.raises(AttachError, match=r"holds 3 tokens .* seen 4"):
+        recall(cache, "key", 2)
 
 
 def test_unseen_tokens_and_other_rows_are_refused() -> None:

@@ -160,9 +160,10 @@ def recall(cache: Cache | None, key: str, batch: int) -> Track | None:
     if cache is None or past == 0:
         return None
     track: Track | None = getattr(cache, TRACKS, {}).get(key)
-    if track is None or track.length < past:
+    if track is None or track.length != past:
+        seen = "" if track is None else f", of which it has seen {track.length}"
         raise AttachError(
-            f"the cache holds {past} tokens that this guardrail has not seen. Start the conversation with the "
+            f"the cache holds {past} tokens that this guardrail has not seen{seen}. Start the conversation with the "
             "guardrail attached, or pass the whole text without the cache."
         )
     if len(track.attended) != batch:
@@ -170,7 +171,7 @@ def recall(cache: Cache | None, key: str, batch: int) -> Track | None:
             "rows of the cache and of the input", found=batch, expected=len(track.attended),
             fix="Expand a cache with its own methods (batch_repeat_interleave, batch_select_indices).",
         )  # fmt: skip
-    return track.first(past)
+    return track
 
 
 def new_cache() -> Cache:

@@ -90,7 +90,7 @@ class Reference:
             RevisionNotFoundError,
         )
 
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        status = getattr(error.response, "status_code", None) if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, GatedRepoError) or status == 403:
             return (
                 "its licence must be accepted first. Accept it at "
