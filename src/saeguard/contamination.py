@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from saeguard.detectors import cross_fitted_scores
-from saeguard.sample import FORGET, ReadWindow, labelled
+from saeguard.sample import FORGET, ReadWindow, labelled_means
 
 LISTED = 20
 EXCERPT = 160
@@ -63,7 +63,7 @@ class Contamination:
 
 def find_contamination(windows: Sequence[ReadWindow]) -> Contamination:
     """Score the documents of the fit and calibration splits, and find the outliers."""
-    scores = cross_fitted_scores(labelled(windows, lambda window: window.mean))
+    scores = cross_fitted_scores(labelled_means(windows))
     documents: dict[tuple[str, int], list[tuple[float, str]]] = {}
     for window, score in zip(windows, scores.tolist(), strict=True):
         documents.setdefault(window.key, []).append((score, window.text))

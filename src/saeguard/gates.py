@@ -19,7 +19,7 @@ from saeguard.detectors import fit_evidence, fit_probe
 from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
 from saeguard.gate import Accumulator, Cusum, Density, Evidence, Gate, Mean, Scorer
-from saeguard.sample import FORGET, ReadWindow, firing_means, labelled, mean_score
+from saeguard.sample import FORGET, ReadWindow, labelled_activity, labelled_hidden, mean_score
 
 MIN_FORGET_WINDOWS = 10
 DRIFTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -54,8 +54,8 @@ def fit_gates(splits: Splits, config: FitConfig, *, forget: bool) -> dict[str, G
         )
     scorers: dict[str, Scorer] = {"density": Density()}
     if config.gate != "density":
-        scorers["evidence"] = fit_evidence(labelled(splits.fit, firing_means))
-        scorers["probe"] = fit_probe(labelled(splits.fit, lambda window: window.mean))
+        scorers["evidence"] = fit_evidence(labelled_activity(splits.fit))
+        scorers["probe"] = fit_probe(labelled_hidden(splits.fit))
     return {name: _best(_gates(scorer, topic, config), splits, config) for name, scorer in scorers.items()}
 
 

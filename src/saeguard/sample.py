@@ -5,7 +5,7 @@ Held in memory for the bounded sample only: (tokens, n) booleans and one mean ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from saeguard.corpus import Split
-from saeguard.detectors import LabelledWindows
+from saeguard.detectors import LabelledTokens, LabelledWindows
 from saeguard.gate import Gate, Probe, Scorer
 from saeguard.sae.slim import SlimEncoder
 from saeguard.shards import SampledWindow, Shard
@@ -66,18 +66,30 @@ def _read(window: SampledWindow, hidden: Tensor, encoder: SlimEncoder, shard: Sh
     )  # fmt: skip
 
 
-def firing_means(window: ReadWindow) -> Tensor:
-    """Share of valid tokens on which each selected feature is active (n,)."""
-    return (window.activations > 0)[window.masks.valid[0]].float().mean(dim=0)
-
-
-def labelled(windows: Sequence[ReadWindow], column: Callable[[ReadWindow], Tensor]) -> LabelledWindows:
-    """Rows for a detector: one vector a window."""
+def labelled_means(windows: Sequence[ReadWindow]) -> LabelledWindows:
+    """Window means of the values at the hook point."""
     return LabelledWindows(
-        x=torch.stack([column(window) for window in windows]).double().numpy(),
+        x=torch.stack([window.mean for window in windows]).double().numpy(),
         forget=np.array([window.corpus == FORGET for window in windows]),
         corpus=[window.corpus for window in windows],
         document=[window.document for window in windows],
+    )
+
+
+def labelled_activity(windows: Sequence[ReadWindow]) -> LabelledTokens:
+    """Which selected features are active at each valid token."""
+    return _labelled(windows, [window.activations > 0 for window in windows])
+
+
+def labelled_hidden(windows: Sequence[ReadWindow]) -> LabelledTokens:
+    """The values at the hook point at each valid token."""
+    return _labelled(windows, _hidden(windows))
+
+
+def _labelled(windows: Sequence[ReadWindow], values: Sequence[Tensor]) -> LabelledTokens:
+    kept = [its[window.masks.valid[0]] for window, its in zip(windows, values, strict=True)]
+    return LabelledTokens(
+        torch.cat(kept), torch.tensor([len(its) for its in kept]), torch.tensor([w.corpus == FORGET for w in windows])
     )
 
 
