@@ -28,9 +28,11 @@ class Percentile:
 
 @dataclass(frozen=True)
 class Conformal:
-    """Split conformal at level alpha, for each corpus and length."""
+    """Split conformal at level alpha, for each corpus and length; with `per_1000` also at most so many false alarms in
+    1,000 tokens of each corpus (`saeguard.longrun`)."""
 
     alpha: float = 0.05
+    per_1000: float | None = None
 
 
 Method = Percentile | Conformal
@@ -100,9 +102,11 @@ def conformal_bound(statistics: Sequence[float], alpha: float, *, group: str) ->
 
 
 def calibrate(
-    retain: Mapping[str, Sequence[float]], method: Method, *, by_length: Mapping[int, Sequence[float]] | None = None
-) -> Calibration:
-    """A threshold from the statistics of held-out retain sequences, by corpus name (and by window length)."""
+    retain: Mapping[str, Sequence[float]], method: Method, *, by_length: Mapping[int, Sequence[float]] | None = None,
+    long_run: Sequence[Bound] = (),
+) -> Calibration:  # fmt: skip
+    """A threshold from the statistics of held-out retain sequences, by corpus name (and by window length), not below
+    the bounds that long text asks for."""
     if isinstance(method, Percentile):
         pooled = [value for statistics in retain.values() for value in statistics]
         if not pooled:
@@ -118,4 +122,5 @@ def calibrate(
         for length, statistics in (by_length or {}).items()
         if len(statistics) >= 1 / method.alpha - 1
     ]
+    bounds += long_run
     return Calibration(max(bound.value for bound in bounds), method, tuple(bounds))

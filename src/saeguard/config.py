@@ -37,6 +37,9 @@ class FitConfig:
     moment: Moment = option("running", "decide at every token, or once for all tokens of a forward pass (the paper)")
     latch: bool = option(True, "once triggered, triggered to the end")
     alpha: float = option(0.05, "false positives allowed in each retain corpus (conformal threshold)")
+    per_1000: float | None = option(
+        None, "also allow only so many false alarms in 1,000 tokens of each retain corpus: for long conversations"
+    )
     p_dyn: float | None = option(None, "use this percentile of the retain statistics instead of alpha (the paper: 95)")
     clamp: ClampKind = option("dense", "at hot tokens clamp all features, or only the active ones")
     strength: float = option(0.5, "clamp value in units of the median residual norm")
@@ -65,7 +68,7 @@ class FitConfig:
         """The calibration method."""
         from saeguard.calibration import Conformal, Percentile
 
-        return Conformal(self.alpha) if self.p_dyn is None else Percentile(self.p_dyn)
+        return Conformal(self.alpha, self.per_1000) if self.p_dyn is None else Percentile(self.p_dyn)
 
 
 PRESETS: dict[str, FitConfig] = {

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from saeguard.calibration import Calibration, Method, Rate, calibrate, rate_above
+from saeguard.calibration import Bound, Calibration, Method, Percentile, Rate, calibrate, rate_above
 from saeguard.gate import Gate
-from saeguard.sample import FORGET, ReadWindow, delay, statistics, trajectories
+from saeguard.longrun import FalseAlarms, Scored, false_alarms, long_run_bound
+from saeguard.sample import FORGET, ScoredWindow, delay, statistics, trajectories
 
 CURVE_POINTS = 60
 HISTOGRAM_BINS = 40
@@ -36,6 +37,7 @@ class GateResult:
     delay: float | None
     test: Mapping[str, Sequence[float]]
     test_lengths: Sequence[tuple[str, int, float]]
+    false_alarms: Mapping[str, FalseAlarms]
 
     @property
     def threshold(self) -> float:
@@ -82,6 +84,7 @@ class GateResult:
             "caught_in_calibration": _measured(self.caught_in_calibration),
             "delay_in_calibration": self.delay,
             "false_positives": {name: rate.as_dict() for name, rate in self.false_positives.items()},
+            "false_alarms": {name: found.as_dict() for name, found in self.false_alarms.items()},
             "by_length": self._by_length(),
             "auroc": self.auroc,
             "curve": self._curve(),
@@ -128,26 +131,49 @@ class GateResult:
 
 
 def evaluate_gate(
-    gate: Gate, method: Method, calibration: Sequence[ReadWindow], test: Sequence[ReadWindow]
+    gate: Gate, method: Method, calibration: Sequence[ScoredWindow], test: Sequence[ScoredWindow]
 ) -> GateResult:
-    """Calibrate on the calibration split's retain windows, then test."""
-    retain = [window for window in calibration if window.corpus != FORGET]
+    """Calibrate on the calibration split's retain windows, then test. The scores are those of the gate's scorer."""
+    retain = [scored for scored in calibration if scored.window.corpus != FORGET]
     values = statistics(gate, trajectories(gate, retain))
     found = calibrate(
-        _group((w.corpus, v) for w, v in zip(retain, values, strict=True)),
+        _group((s.window.corpus, v) for s, v in zip(retain, values, strict=True)),
         method,
-        by_length=_group((w.length, v) for w, v in zip(retain, values, strict=True)),
+        by_length=_group((s.window.length, v) for s, v in zip(retain, values, strict=True)),
+        long_run=_long_run(gate, method, _texts(retain)),
     )
-    forget = trajectories(gate, [window for window in calibration if window.corpus == FORGET])
+    forget = trajectories(gate, [scored for scored in calibration if scored.window.corpus == FORGET])
     tested = statistics(gate, trajectories(gate, test))
+    windows = [scored.window for scored in test]
     return GateResult(
         gate=gate,
         calibration=found,
         caught_in_calibration=rate_above(statistics(gate, forget), found.threshold),
         delay=delay(gate, found.threshold, forget) if forget else None,
-        test=_group((w.corpus, v) for w, v in zip(test, tested, strict=True)),
-        test_lengths=[(w.corpus, w.length, v) for w, v in zip(test, tested, strict=True)],
+        test=_group((w.corpus, v) for w, v in zip(windows, tested, strict=True)),
+        test_lengths=[(w.corpus, w.length, v) for w, v in zip(windows, tested, strict=True)],
+        false_alarms={
+            name: false_alarms(gate.accumulator, texts, found.threshold)
+            for name, texts in _texts(test).items()
+            if name != FORGET
+        },
     )
+
+
+def _texts(scored: Sequence[ScoredWindow]) -> dict[str, list[Scored]]:
+    """The token scores of each corpus's windows."""
+    found: dict[str, list[Scored]] = _group((each.window.corpus, each.text) for each in scored)
+    return found
+
+
+def _long_run(gate: Gate, method: Method, texts: Mapping[str, Sequence[Scored]]) -> list[Bound]:
+    """What a promise for long text asks of the threshold, if there is one."""
+    if isinstance(method, Percentile) or method.per_1000 is None:
+        return []
+    return [
+        Bound(f"{name}, long text", len(its), long_run_bound(gate.accumulator, its, method.per_1000, group=name))
+        for name, its in texts.items()
+    ]
 
 
 def _measured(rate: Rate) -> dict[str, Any] | None:
@@ -155,8 +181,8 @@ def _measured(rate: Rate) -> dict[str, Any] | None:
     return rate.as_dict() if rate.n else None
 
 
-def _group(pairs: Any) -> dict[Any, list[float]]:
-    groups: dict[Any, list[float]] = {}
+def _group(pairs: Any) -> dict[Any, list[Any]]:
+    groups: dict[Any, list[Any]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
     return groups

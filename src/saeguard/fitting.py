@@ -38,7 +38,7 @@ from saeguard.proof import proof_texts
 from saeguard.rule import Rule
 from saeguard.sae.autoencoder import SparseAutoencoder, TopK
 from saeguard.sae.slim import SlimEncoder, slim, topk_agreement, topk_thresholds
-from saeguard.sample import FORGET, ReadWindow, read_windows
+from saeguard.sample import FORGET, ReadWindow, read_windows, scored
 from saeguard.selection import SelectedFeature, select, take
 from saeguard.shards import Pass, Shard, estimated_tokens, pass_fingerprint, run_pass
 from saeguard.statistics import FeatureStatistics
@@ -187,7 +187,8 @@ def _contamination(windows: Sequence[ReadWindow], config: FitConfig) -> Contamin
 
 def _other_way(chosen: GateResult, splits: Splits, config: FitConfig) -> dict[str, Any]:
     """The threshold and rates with the quarantine the other way round (same gate weights)."""
-    result = evaluate_gate(chosen.gate, config.method, splits.calibration, splits.test)
+    calibration, test = (scored(chosen.gate, windows) for windows in (splits.calibration, splits.test))
+    result = evaluate_gate(chosen.gate, config.method, calibration, test)
     return {
         "quarantine": not config.quarantine,
         "threshold": result.threshold,

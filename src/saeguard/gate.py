@@ -146,8 +146,12 @@ class Gate:
 
     def read(self, state: Tensor, hidden: Tensor, active: Tensor, masks: TokenMasks) -> tuple[Tensor, Tensor]:
         """State and statistic after each token of a block, from `active` (batch, tokens, n)."""
+        return self.accumulator.advance(state, *self.scored(hidden, active, masks))
+
+    def scored(self, hidden: Tensor, active: Tensor, masks: TokenMasks) -> tuple[Tensor, Tensor]:
+        """The score of each token (batch, tokens), and which tokens are counted."""
         scores = self.scorer.scores(hidden, active & self.eligible(masks)[..., None])
-        return self.accumulator.advance(state, scores, masks.valid if self.counts == "valid" else masks.attended)
+        return scores, masks.valid if self.counts == "valid" else masks.attended
 
     def decide(self, statistics: Tensor, threshold: float, already: Tensor) -> Tensor:
         """Triggered (batch, tokens) after each token of a block; `already` (batch,) was so before it."""

@@ -19,7 +19,7 @@ from saeguard.detectors import fit_evidence, fit_probe
 from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
 from saeguard.gate import Accumulator, Cusum, Density, Evidence, Gate, Mean, Scorer
-from saeguard.sample import FORGET, ReadWindow, labelled_activity, labelled_hidden, mean_score
+from saeguard.sample import FORGET, ReadWindow, labelled_activity, labelled_hidden, mean_score, scored
 
 MIN_FORGET_WINDOWS = 10
 DRIFTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -85,7 +85,7 @@ def _without_forget_text(splits: Splits, config: FitConfig) -> dict[str, GateRes
     if config.gate != "density":
         scorers["evidence"] = rarity(splits.fit)
     gates = {name: _gate(scorer, _accumulator(scorer, splits.fit, config), config) for name, scorer in scorers.items()}
-    return {name: evaluate_gate(gate, config.method, splits.calibration, splits.test) for name, gate in gates.items()}
+    return {name: _best([gate], splits, config) for name, gate in gates.items()}
 
 
 def rarity(retain: Sequence[ReadWindow]) -> Evidence:
@@ -131,6 +131,7 @@ def _gate(scorer: Scorer, accumulator: Accumulator, config: FitConfig) -> Gate:
 
 
 def _best(gates: Sequence[Gate], splits: Splits, config: FitConfig) -> GateResult:
-    """The calibrated gate that triggers soonest on calibration forget text, the first of equals."""
-    results = [evaluate_gate(gate, config.method, splits.calibration, splits.test) for gate in gates]
+    """The calibrated gate that triggers soonest on calibration forget text, the first of equals; of one scorer all."""
+    calibration, test = (scored(gates[0], windows) for windows in (splits.calibration, splits.test))
+    results = [evaluate_gate(gate, config.method, calibration, test) for gate in gates]
     return min(results, key=lambda result: 1.0 if result.delay is None else result.delay)

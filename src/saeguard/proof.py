@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from saeguard.gate import Gate
-from saeguard.sample import FORGET, ReadWindow, statistics, trajectories
+from saeguard.sample import FORGET, ReadWindow, scored, statistics, trajectories
 from saeguard.windows import bos_ids
 
 
@@ -18,7 +18,9 @@ def proof_texts(gate: Gate, threshold: float, windows: Sequence[ReadWindow], tok
     """
     front = bos_ids(tokenizer)
     plain = [w for w in windows if w.ids.tolist() == front + tokenizer(w.text, add_special_tokens=False)["input_ids"]]
-    read = sorted(zip(statistics(gate, trajectories(gate, plain)), plain, strict=True), key=lambda pair: pair[0])
+    read = sorted(
+        zip(statistics(gate, trajectories(gate, scored(gate, plain))), plain, strict=True), key=lambda pair: pair[0]
+    )
     topic = [pair for pair in read if pair[1].corpus == FORGET] or read
     others = [pair for pair in read if pair[1].corpus != FORGET]
     if not others or topic[-1][0] <= threshold or others[len(others) // 2][0] > threshold:

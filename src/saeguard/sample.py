@@ -16,6 +16,7 @@ from torch import Tensor
 from saeguard.corpus import Split
 from saeguard.detectors import LabelledTokens, LabelledWindows
 from saeguard.gate import Gate, Probe, Scorer
+from saeguard.longrun import Scored, read_scored
 from saeguard.sae.slim import SlimEncoder
 from saeguard.shards import SampledWindow, Shard
 from saeguard.tokens import TokenMasks
@@ -45,6 +46,14 @@ class ReadWindow:
     def key(self) -> tuple[str, int]:
         """The document it is cut from."""
         return self.corpus, self.document
+
+
+@dataclass(frozen=True)
+class ScoredWindow:
+    """A window and its token scores."""
+
+    window: ReadWindow
+    text: Scored
 
 
 def read_windows(shards: Iterable[Shard], encoder: SlimEncoder) -> list[ReadWindow]:
@@ -93,14 +102,20 @@ def _labelled(windows: Sequence[ReadWindow], values: Sequence[Tensor]) -> Labell
     )
 
 
-def trajectories(gate: Gate, windows: Sequence[ReadWindow]) -> list[Tensor]:
-    """The gate statistic (tokens,) after each token of each window, by the code that serves."""
-    found = []
-    for window, stream in zip(windows, _streams(gate.scorer, windows), strict=True):
-        active = (window.activations > 0)[None]
-        _, after = gate.read(gate.accumulator.start(1), stream[None], active, window.masks)
-        found.append(after[0])
-    return found
+def scored(gate: Gate, windows: Sequence[ReadWindow]) -> list[ScoredWindow]:
+    """The token scores of each window, by the code that serves. They are the same whatever accumulates them."""
+    return [
+        ScoredWindow(
+            window,
+            Scored(*(part[0] for part in gate.scored(stream[None], (window.activations > 0)[None], window.masks))),
+        )
+        for window, stream in zip(windows, _streams(gate.scorer, windows), strict=True)
+    ]
+
+
+def trajectories(gate: Gate, windows: Sequence[ScoredWindow]) -> list[Tensor]:
+    """The gate statistic (tokens,) after each token of each window."""
+    return [read_scored(gate.accumulator, window.text) for window in windows]
 
 
 def statistics(gate: Gate, read: Sequence[Tensor]) -> list[float]:
