@@ -16,24 +16,43 @@ Neither streams nor questions fit or calibrate anything, or choose a gate.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from gates_streams import Ids, Piece, read_stream, test_stream
+import torch
+from gates_streams import FILLERS, Ids, Piece, masks_of, of_topic, read_stream, test_stream
 from openstax import passages
 
-from saeguard.config import PRESETS
+from saeguard.calibration import Rate
+from saeguard.config import PRESETS, FitConfig
+from saeguard.contamination import find_contamination
 from saeguard.corpus import Corpus
 from saeguard.embedded import LAYER, embedded_model, embedded_sae
 from saeguard.evaluation.mcq import PROMPT, read_questions
+from saeguard.evidence import GateResult
+from saeguard.gates import Splits, fit_gates
+from saeguard.longrun import Scored, alarms, read_scored
 from saeguard.progress import progress
+from saeguard.sae.slim import SlimEncoder, slim
+from saeguard.sample import FORGET, read_windows
+from saeguard.selection import select
 from saeguard.shards import Pass, Shard, estimated_tokens, run_pass
+from saeguard.statistics import FeatureStatistics
 from saeguard.windows import Windower
 
 QUESTIONS = 60
 SAMPLE = 10**6
+NEAR = {
+    "american_government": ("us_history",),
+    "psychology": ("sociology",),
+    "sociology": ("psychology",),
+    "us_history": ("american_government", "world_history"),
+    "world_history": ("us_history",),
+}
+"""Neighbours of a topic. Everything else is far from it."""
 
 
 def files(data: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -74,6 +93,74 @@ def read_streams(
     return found
 
 
+def fit_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEncoder, Splits]:
+    """The encoder of the features selected for a topic, and the windows of all corpora with that topic as forget text."""
+    statistics = {
+        name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
+    }
+    forget = statistics.pop(topic)
+    encoder = slim(embedded_sae(), [each.id for each in select(forget, statistics, FitConfig().selection)])
+    read = read_windows([shard for its in shards.values() for shard in its], encoder)
+    windows = [replace(window, corpus=FORGET) if window.corpus == topic else window for window in read]
+    outliers = find_contamination([window for window in windows if window.split != "test"]).outliers
+    return encoder, Splits.of(windows, outliers)
+
+
+def judge(
+    result: GateResult, encoder: SlimEncoder, streams: Mapping[str, Sequence[Piece]], topic: str
+) -> dict[str, Any]:
+    """What one gate does on windows, streams and questions."""
+    near = {name: rate for name, rate in result.false_positives.items() if name in NEAR.get(topic, ())}
+    far = {name: rate for name, rate in result.false_positives.items() if name not in near}
+    caught, false = {}, {}
+    for filler in FILLERS:
+        pairs = list(of_topic(streams, topic, filler))
+        caught[filler] = Rate(sum(_catches(result, encoder, *pair, filler) for pair in pairs), len(pairs))
+    for name, pieces in streams.items():
+        if name != topic:
+            text = _scored(result, encoder, next(piece for piece in pieces if not piece.topic))
+            false[name] = alarms(result.gate.accumulator, text, result.threshold), int(text.counted.sum())
+    return {
+        "gate": result.gate.kind, "caught": result.caught, "auroc": result.auroc,
+        "near": _worst(near), "far": _worst(far), "questions": caught, "false_alarms": false,
+    }  # fmt: skip
+
+
+def _worst(rates: Mapping[str, Rate]) -> tuple[str, Rate] | None:
+    return max(rates.items(), key=lambda pair: pair[1].value, default=None)
+
+
+def _scored(result: GateResult, encoder: SlimEncoder, piece: Piece) -> Scored:
+    scores, counted = result.gate.scored(piece.hidden[None], encoder(piece.hidden)[None] > 0, masks_of(piece.valid))
+    return Scored(scores[0], counted[0])
+
+
+def _catches(result: GateResult, encoder: SlimEncoder, stream: Piece, question: Piece, filler: int) -> bool:
+    """Whether the gate triggers at a token of the question; what it may have done before does not count."""
+    before, here = _scored(result, encoder, stream), _scored(result, encoder, question)
+    text = Scored(
+        *(
+            torch.cat([one[:filler], other])
+            for one, other in zip(vars(before).values(), vars(here).values(), strict=True)
+        )
+    )
+    found = read_scored(result.gate.accumulator, text)
+    return bool((found[filler:] > result.threshold).any())
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row of the table, in Markdown."""
+    found, tokens = (sum(part) for part in zip(*row["false_alarms"].values(), strict=True))
+    worst = max(row["false_alarms"].items(), key=lambda pair: pair[1][0] / pair[1][1])
+    cells = [
+        row["topic"], row["alpha"], row["gate"], f"{row['caught'].value:.3f}", f"{row['auroc']:.3f}",
+        *("-" if its is None else f"{its[1].value:.3f} ({its[0]})" for its in (row["near"], row["far"])),
+        f"{1000 * found / tokens:.2f}", f"{1000 * worst[1][0] / worst[1][1]:.2f} ({worst[0]})",
+        *(f"{rate.value:.2f}" for rate in row["questions"].values()),
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def main() -> None:
     """Read, fit, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,6 +168,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("gates.work"))
     parser.add_argument("--topics", nargs="*")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
+    parser.add_argument("--per-1000", type=float)
     args = parser.parse_args()
     model, tokenizer = embedded_model()
     model.model.layers, model.config.num_hidden_layers = model.model.layers[: LAYER + 1], LAYER + 1
@@ -89,7 +177,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     shards = read_windows_of(model, tokenizer, texts, args.work)
     streams = read_streams(model, tokenizer, texts, books, args.work)
-    print(json.dumps({name: [len(shards[name]), len(streams[name])] for name in texts}))
+    heads = ["topic", "alpha", "gate", "caught", "AUROC", "worst near", "worst far", "alarms/1000", "worst alarms/1000"]
+    print(f"| {' | '.join([*heads, *(f'question after {filler}' for filler in FILLERS)])} |")
+    for topic in args.topics or books:
+        encoder, splits = fit_topic(shards, topic)
+        for alpha in args.alphas:
+            config = replace(PRESETS["default"], alpha=alpha, per_1000=args.per_1000)
+            for result in fit_gates(splits, config, forget=True).values():
+                print(line(judge(result, encoder, streams, topic) | {"topic": topic, "alpha": alpha}), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from saeguard.gate import Accumulator
 
 ORDERS = 8
 BLOCK = 256
-HALVINGS = 30
+HALVINGS = 20
 THOUSAND = 1000
 
 

@@ -18,9 +18,8 @@ def proof_texts(gate: Gate, threshold: float, windows: Sequence[ReadWindow], tok
     """
     front = bos_ids(tokenizer)
     plain = [w for w in windows if w.ids.tolist() == front + tokenizer(w.text, add_special_tokens=False)["input_ids"]]
-    read = sorted(
-        zip(statistics(gate, trajectories(gate, scored(gate, plain))), plain, strict=True), key=lambda pair: pair[0]
-    )
+    values = statistics(gate, trajectories(gate, scored(gate, plain)))
+    read = sorted(zip(values, plain, strict=True), key=lambda pair: pair[0])
     topic = [pair for pair in read if pair[1].corpus == FORGET] or read
     others = [pair for pair in read if pair[1].corpus != FORGET]
     if not others or topic[-1][0] <= threshold or others[len(others) // 2][0] > threshold:
