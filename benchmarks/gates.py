@@ -94,7 +94,7 @@ def read_streams(
 
 
 def fit_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEncoder, Splits]:
-    """The encoder of the features selected for a topic, and the windows of all corpora with that topic as forget text."""
+    """The encoder of the features selected for a topic, and all windows, those of the topic as forget text."""
     statistics = {
         name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
     }
@@ -138,13 +138,9 @@ def _scored(result: GateResult, encoder: SlimEncoder, piece: Piece) -> Scored:
 def _catches(result: GateResult, encoder: SlimEncoder, stream: Piece, question: Piece, filler: int) -> bool:
     """Whether the gate triggers at a token of the question; what it may have done before does not count."""
     before, here = _scored(result, encoder, stream), _scored(result, encoder, question)
-    text = Scored(
-        *(
-            torch.cat([one[:filler], other])
-            for one, other in zip(vars(before).values(), vars(here).values(), strict=True)
-        )
-    )
-    found = read_scored(result.gate.accumulator, text)
+    scores = torch.cat([before.scores[:filler], here.scores])
+    counted = torch.cat([before.counted[:filler], here.counted])
+    found = read_scored(result.gate.accumulator, Scored(scores, counted))
     return bool((found[filler:] > result.threshold).any())
 
 

@@ -77,7 +77,9 @@ def test_one_token_of_the_topic_makes_the_window_and_its_context_does_not():
 def test_the_mean_score_of_retain_windows_is_zero():
     texts, forget = windows()
     probe = fit_probe(labelled(texts, forget))
-    means = [float((x @ probe.weights).mean()) + probe.bias for x, about in zip(texts, forget, strict=True) if not about]
+    means = [
+        float((x @ probe.weights).mean()) + probe.bias for x, about in zip(texts, forget, strict=True) if not about
+    ]
     assert np.mean(means) == pytest.approx(0, abs=1e-5)
 
 

@@ -54,8 +54,9 @@ def fit_gates(splits: Splits, config: FitConfig, *, forget: bool) -> dict[str, G
         )
     scorers: dict[str, Scorer] = {"density": Density()}
     if config.gate != "density":
-        scorers["evidence"] = fit_evidence(labelled_activity(splits.fit))
-        scorers["probe"] = fit_probe(labelled_hidden(splits.fit))
+        fit = sorted(splits.fit, key=lambda window: window.key)  # the order of the corpora shall not change a bit
+        scorers["evidence"] = fit_evidence(labelled_activity(fit))
+        scorers["probe"] = fit_probe(labelled_hidden(fit))
     return {name: _best(_gates(scorer, topic, config), splits, config) for name, scorer in scorers.items()}
 
 
