@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from saeguard.report.view import alpha, gate_rows, percent
+import math
+from collections.abc import Mapping
+
+from saeguard.report.view import alpha, chosen_summary, gate_rows, percent, visible
 from saeguard.rule import Rule
+
+CONVERSATION = 4000
 
 
 def limits(rule: Rule) -> list[str]:
@@ -52,8 +57,20 @@ def _measured_limits(rule: Rule) -> list[str]:
             f"It does not promise silence on all other text. At most {percent(level)} of new windows trigger, on "
             "average, for text of the same kinds as the retain corpora; for any other kind nothing is promised."
         )
+    if alarms := (chosen_summary(rule) or {}).get("false_alarms"):
+        says.append(_in_long_text({visible(name): found["per_1000"] for name, found in alarms.items()}))
     if smallest is not None and smallest.n < 100:
         says.append(
             f"The figures are not exact: the smallest corpus has {smallest.n} held-out windows, so read the intervals."
         )
     return says
+
+
+def _in_long_text(per_1000: Mapping[str, float]) -> str:
+    name, rate = max(per_1000.items(), key=lambda pair: pair[1])
+    share = -math.expm1(-rate * CONVERSATION / 1000)
+    return (
+        f"In long text it has many chances to be wrong: in held-out text of {name}, the worst corpus, {rate:.2g} false "
+        f"alarms in 1,000 tokens, at which rate {percent(share)} of conversations of {CONVERSATION:,} tokens trigger. "
+        "`fit --per-1000` sets a threshold by that."
+    )

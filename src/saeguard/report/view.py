@@ -90,7 +90,8 @@ class Share:
 
 @dataclass(frozen=True)
 class GateRow:
-    """One of the gates that were compared."""
+    """One of the gates that were compared. `false_positives` begin with the corpus nearest to the topic: the one that
+    asks for the highest threshold."""
 
     kind: str
     chosen: bool
@@ -169,12 +170,14 @@ def gate_rows(rule: Rule) -> list[GateRow]:
 
 
 def _gate_row(kind: str, chosen: bool, entry: Mapping[str, Any]) -> GateRow:
+    asked = {bound["group"]: bound["value"] for bound in entry.get("bounds", ())}
+    nearest = sorted(entry["false_positives"], key=lambda name: (-asked.get(name, float("-inf")), name))
     return GateRow(
         kind=kind,
         chosen=chosen,
         threshold=entry["threshold"],
         caught=Share.of(FORGET, entry["caught"]),
-        false_positives=tuple(Share.of(name, rate) for name, rate in entry["false_positives"].items()),
+        false_positives=tuple(Share.of(name, entry["false_positives"][name]) for name in nearest),
         by_length=tuple(
             (length, Share.of(FORGET, rates["caught"]), Share.of("retain", rates["false_positives"]))
             for length, rates in sorted(entry["by_length"].items(), key=lambda item: int(item[0]))
