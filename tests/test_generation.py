@@ -223,6 +223,18 @@ def test_a_cache_expanded_by_hand(case: Case) -> None:
         assert len(guard.verdicts) == 2
 
 
+def test_turns_go_on_from_the_state_and_a_new_cache_begins_anew(case: Case) -> None:
+    row = case.rows[0]
+    with case.attach() as guard, torch.no_grad():
+        whole = guard.judge(row)
+        cache = case.model(row[:, :2], use_cache=True).past_key_values
+        for place in range(2, row.shape[1]):
+            case.model(row[:, place : place + 1], past_key_values=cache)
+        same_verdicts(guard.verdicts, whole)
+        case.model(row[:, :2])
+        same_verdicts(guard.verdicts, guard.judge(row[:, :2]))
+
+
 def test_a_pipeline(case: Case) -> None:
     text = pipeline("text-generation", model=case.model, tokenizer=case.tokenizer)
     with case.attach() as guard:

@@ -262,6 +262,23 @@ def test_worst_corpus_and_mean_are_over_retain_corpora_only() -> None:
     assert [length for length, _, _ in gate.by_length] == ["48", "256"]
 
 
+def test_the_corpus_that_asks_for_the_highest_threshold_comes_first() -> None:
+    gate = gate_rows(_guardrail().rule)[0]
+    assert [share.name for share in gate.false_positives] == [visible(name) for name in reversed(CORPORA)]
+
+
+def test_the_limits_say_what_long_text_does_where_it_was_counted() -> None:
+    rule = _guardrail().rule
+    assert not any("long text" in sentence for sentence in limits(rule))
+    counted = {"arts": {"alarms": 0.0, "tokens": 2000, "per_1000": 0.0},
+               HOSTILE: {"alarms": 1.0, "tokens": 4000, "per_1000": 0.25}}  # fmt: skip
+    rule.evidence["gates"]["evidence"]["false_alarms"] = counted
+    (sentence,) = (sentence for sentence in limits(rule) if "long text" in sentence)
+    assert visible(HOSTILE) in sentence
+    assert "0.25 false alarms in 1,000 tokens" in sentence
+    assert "63.2 % of conversations of 4,000 tokens" in sentence
+
+
 def test_percentile_threshold_promises_no_alpha() -> None:
     guardrail = _guardrail("density", method={"kind": "percentile", "p_dyn": 95.0})
     assert "95th percentile" in dict(facts(guardrail, guardrail.rule))["Threshold"]
