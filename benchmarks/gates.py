@@ -22,22 +22,27 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gates_streams import FILLERS, Ids, Piece, masks_of, of_topic, read_stream, test_stream
 from openstax import passages
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from saeguard.calibration import Rate
 from saeguard.config import PRESETS, FitConfig
 from saeguard.contamination import find_contamination
 from saeguard.corpus import Corpus
+from saeguard.detectors import balanced
 from saeguard.embedded import LAYER, embedded_model, embedded_sae
 from saeguard.evaluation.mcq import PROMPT, read_questions
 from saeguard.evidence import GateResult
-from saeguard.gates import Splits, fit_gates
+from saeguard.gate import Probe
+from saeguard.gates import Splits, calibrated, fit_gates
 from saeguard.longrun import Scored, alarms, read_scored
 from saeguard.progress import progress
 from saeguard.sae.slim import SlimEncoder, slim
-from saeguard.sample import FORGET, read_windows
+from saeguard.sample import FORGET, ReadWindow, labelled_means, read_windows
 from saeguard.selection import select
 from saeguard.shards import Pass, Shard, estimated_tokens, run_pass
 from saeguard.statistics import FeatureStatistics
@@ -106,6 +111,16 @@ def fit_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEn
     return encoder, Splits.of(windows, outliers)
 
 
+def probe_of_means(windows: Sequence[ReadWindow]) -> Probe:
+    """A probe as it is learned from window means: logistic regression, the bias such that retain text scores 0."""
+    data = labelled_means(windows)
+    scaler, share = StandardScaler().fit(data.x), balanced(data.forget)
+    regression = LogisticRegression(C=0.01, max_iter=2000).fit(scaler.transform(data.x), data.forget, share)
+    weights = regression.coef_[0] / scaler.scale_
+    mean = np.average(data.x[~data.forget], axis=0, weights=share[~data.forget])
+    return Probe(torch.tensor(weights, dtype=torch.float32), -float(mean @ weights))
+
+
 def judge(
     result: GateResult, encoder: SlimEncoder, streams: Mapping[str, Sequence[Piece]], topic: str
 ) -> dict[str, Any]:
@@ -121,7 +136,7 @@ def judge(
             text = _scored(result, encoder, next(piece for piece in pieces if not piece.topic))
             false[name] = alarms(result.gate.accumulator, text, result.threshold), int(text.counted.sum())
     return {
-        "gate": result.gate.kind, "caught": result.caught, "auroc": result.auroc,
+        "caught": result.caught, "auroc": result.auroc,
         "near": _worst(near), "far": _worst(far), "questions": caught, "false_alarms": false,
     }  # fmt: skip
 
@@ -179,8 +194,11 @@ def main() -> None:
         encoder, splits = fit_topic(shards, topic)
         for alpha in args.alphas:
             config = replace(PRESETS["default"], alpha=alpha, per_1000=args.per_1000)
-            for result in fit_gates(splits, config, forget=True).values():
-                print(line(judge(result, encoder, streams, topic) | {"topic": topic, "alpha": alpha}), flush=True)
+            results = fit_gates(splits, config, forget=True)
+            results["probe, window means"] = calibrated(probe_of_means(splits.fit), splits, config)
+            for name, result in results.items():
+                row = judge(result, encoder, streams, topic)
+                print(line(row | {"topic": topic, "alpha": alpha, "gate": name}), flush=True)
 
 
 if __name__ == "__main__":

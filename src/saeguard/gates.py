@@ -44,11 +44,11 @@ def fit_gates(splits: Splits, config: FitConfig, *, forget: bool) -> dict[str, G
     """Every gate there can be, by name; `forget`: whether there is forget text. Raises a `CorpusError`."""
     if not forget:
         return _without_forget_text(splits, config)
-    topic = [window for window in splits.fit if window.corpus == FORGET]
-    if len(topic) < MIN_FORGET_WINDOWS:
+    topic = sum(window.corpus == FORGET for window in splits.fit)
+    if topic < MIN_FORGET_WINDOWS:
         raise TooFewSequencesError.mismatch(
             "windows of forget text to fit on",
-            found=len(topic),
+            found=topic,
             expected=f"at least {MIN_FORGET_WINDOWS}",
             fix="Give more text.",
         )
@@ -57,7 +57,13 @@ def fit_gates(splits: Splits, config: FitConfig, *, forget: bool) -> dict[str, G
         fit = sorted(splits.fit, key=lambda window: window.key)  # the order of the corpora shall not change a bit
         scorers["evidence"] = fit_evidence(labelled_activity(fit))
         scorers["probe"] = fit_probe(labelled_hidden(fit))
-    return {name: _best(_gates(scorer, topic, config), splits, config) for name, scorer in scorers.items()}
+    return {name: calibrated(scorer, splits, config) for name, scorer in scorers.items()}
+
+
+def calibrated(scorer: Scorer, splits: Splits, config: FitConfig) -> GateResult:
+    """The gate that accumulates a scorer's scores, calibrated and tested; there is forget text."""
+    topic = [window for window in splits.fit if window.corpus == FORGET]
+    return _best(_gates(scorer, topic, config), splits, config)
 
 
 def choose_gate(results: Mapping[str, GateResult], config: FitConfig) -> tuple[GateResult, str]:
