@@ -7,9 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from saeguard.detectors import LabelledTokens, balanced, fit_evidence, fit_probe
+from saeguard.detectors import (
+    PENALTY,
+    LabelledTokens,
+    _of_means,
+    _of_tokens,
+    _PeakLoss,
+    _Windows,
+    balanced,
+    fit_evidence,
+    fit_probe,
+)
 from saeguard.gate import Evidence, Probe
 
 COLUMNS = 6
@@ -46,10 +58,9 @@ def slow_loss(weights: Tensor, constant: float, texts: list[Tensor], forget: lis
     return sum(losses) / len(losses) + penalty * float((weights * spread).square().sum())
 
 
-def test_the_weights_are_those_of_least_loss():
+def test_the_weights_of_tokens_are_those_of_least_loss():
     texts, forget = windows(count=24)
-    probe = fit_probe(labelled(texts, forget), penalty=0.02)
-    weights = probe.weights.double()
+    weights = _of_tokens(_PeakLoss(_Windows.of(labelled(texts, forget)), 0.02))
     constants = np.linspace(-8, 2, 201)
     best = min(constants, key=lambda constant: slow_loss(weights, constant, texts, forget, 0.02))
     least = slow_loss(weights, best, texts, forget, 0.02)
@@ -61,12 +72,38 @@ def test_the_weights_are_those_of_least_loss():
             assert min(around) > least - 1e-6
 
 
+def test_the_gradient_is_that_of_the_loss():
+    loss = _PeakLoss(_Windows.of(labelled(*windows(count=12))), 0.02)
+    at = np.linspace(-1, 1, COLUMNS + 1)
+    _, gradient = loss(at)
+    for place, step in enumerate(np.eye(COLUMNS + 1) * 1e-2):
+        assert (loss(at + step)[0] - loss(at - step)[0]) / 2e-2 == pytest.approx(gradient[place], abs=1e-3)
+
+
+def test_the_score_is_the_sum_of_both_in_units_of_their_spread():
+    data = labelled(*windows())
+    every = _Windows.of(data)
+    parts = [_of_means(every, 0.01), _of_tokens(_PeakLoss(every, PENALTY))]
+    scores = [data.x.double() @ part for part in parts]
+    expected = sum(part / score.std() for part, score in zip(parts, scores, strict=True))
+    torch.testing.assert_close(fit_probe(data).weights.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_means_are_regressed_as_by_hand():
+    texts, forget = windows()
+    x = StandardScaler().fit_transform([value.mean(dim=0).numpy() for value in texts])
+    expected = LogisticRegression(C=0.3).fit(x, forget).coef_[0] / np.std(
+        [value.mean(dim=0).numpy() for value in texts], axis=0
+    )
+    found = _of_means(_Windows.of(labelled(texts, forget)), 0.3)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_one_token_of_the_topic_makes_the_window_and_its_context_does_not():
     texts, forget = windows()
     probe = fit_probe(labelled(texts, forget))
     scale = probe.weights / probe.weights.abs().max()
     assert scale[TOPIC] == 1
-    assert scale[CONTEXT] < 0.5
     others, about = windows(seed=1)
     peaks = [float((x @ probe.weights).max()) for x in others]
     assert min(p for p, is_ in zip(peaks, about, strict=True) if is_) > max(

@@ -1,10 +1,13 @@
 """Learned gates: token scores that tell forget from retain windows.
 
-A window's log-odds of being about the topic is the log-sum-exp of its tokens' scores, and a constant: it is about
-the topic if some of its tokens are, and the rest of it may be about anything (multiple-instance learning). The
-weights are those of least logistic loss, with a quadratic penalty. They are
-learned from single tokens in their windows, so that what the gate accumulates is what was learned; weights learned from
-window means score the words around a topic's words as high as these.
+The score is the sum of two that are learned apart, each divided by its spread over the tokens:
+
+    of means    logistic regression on window means: what the whole of a window shows
+    of tokens   least logistic loss where a window's log-odds are the log-sum-exp of its tokens' scores: a window is
+                about the topic if some of its tokens are (multiple-instance learning), with a quadratic penalty
+
+The first alone scores the words around a topic's words as high as these, the second alone fires at a neighbour's
+single words; docs/results.md compares them.
 
 Forget and retain windows weigh the same in total; among the retain corpora more text is more weight, so that a near
 neighbour counts for more where more of it is given. The bias is set so that the mean score of an ordinary retain
@@ -30,6 +33,8 @@ from saeguard.gate import Evidence, Probe
 
 Matrix = NDArray[np.float64]
 STEPS = 60
+PENALTY = 0.01
+TINY = 1e-9
 BLOCK = 8192  # tokens converted at once
 
 
@@ -53,14 +58,14 @@ class LabelledTokens:
     forget: Tensor
 
 
-def fit_evidence(tokens: LabelledTokens, *, penalty: float = 0.01) -> Evidence:
+def fit_evidence(tokens: LabelledTokens) -> Evidence:
     """Evidence weights from 1[a_j > 0]."""
-    return Evidence(*_fit_tokens(tokens, penalty))
+    return Evidence(*_fit(tokens, strength=0.1))
 
 
-def fit_probe(tokens: LabelledTokens, *, penalty: float = 0.01) -> Probe:
+def fit_probe(tokens: LabelledTokens) -> Probe:
     """A linear probe from the residual stream."""
-    return Probe(*_fit_tokens(tokens, penalty))
+    return Probe(*_fit(tokens, strength=0.01))
 
 
 def cross_fitted_scores(windows: LabelledWindows, *, regularisation: float = 0.1, folds: int = 5) -> Matrix:
@@ -84,49 +89,48 @@ def balanced(forget: NDArray[np.bool_]) -> Matrix:
     return np.asarray(share * len(share) / share.sum())
 
 
-def _fit_tokens(tokens: LabelledTokens, penalty: float) -> tuple[Tensor, float]:
-    """Weights (columns,) and bias in the units of `x`, the bias such that the weighted mean retain score is 0."""
-    loss = _PeakLoss.of(tokens, penalty)
-    found = minimize(loss, np.zeros(len(loss.scale) + 1), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
-    weights = torch.tensor(found.x[:-1]) / loss.scale
-    retain = ~tokens.forget
-    means = loss.sums(loss.scores(weights)) / tokens.lengths
-    return weights.float(), -float(np.average(means[retain], weights=loss.weights[retain]))
+def _fit(tokens: LabelledTokens, *, strength: float) -> tuple[Tensor, float]:
+    """Weights (columns,) and bias in the units of `x`, the bias such that the weighted mean retain score is 0.
+
+    `strength` is scikit-learn's C, the inverse of the penalty on weights learned from means.
+    """
+    data = _Windows.of(tokens)
+    parts = [_of_means(data, strength), _of_tokens(_PeakLoss(data, PENALTY))]
+    weights = torch.stack([part / data.scores(part).std().clamp(min=TINY) for part in parts]).sum(dim=0)
+    retain = data.target == 0
+    means = data.sums(data.scores(weights)) / tokens.lengths
+    return weights.float(), -float((means * data.weights)[retain].sum() / data.weights[retain].sum())
+
+
+def _of_means(data: _Windows, strength: float) -> Tensor:
+    x = (data.totals() / data.owner.bincount()[:, None]).numpy()
+    pipeline = _pipeline(strength)
+    pipeline.fit(x, data.target.numpy(), logisticregression__sample_weight=data.weights.numpy())
+    return torch.tensor(pipeline[1].coef_[0] / pipeline[0].scale_)
+
+
+def _of_tokens(loss: _PeakLoss) -> Tensor:
+    scale = loss.data.scale
+    found = minimize(loss, np.zeros(len(scale) + 1), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+    return torch.tensor(found.x[:-1]) / scale
 
 
 @dataclass(frozen=True)
-class _PeakLoss:
-    """The loss of weights in units of each column's spread `scale` (columns,), with a constant as the last of them."""
+class _Windows:
+    """Token values `x` (tokens, columns) with the window of each token; of each window whether it is forget text (1)
+    and its weight; the spread `scale` (columns,) over the tokens."""
 
     x: Tensor
     owner: Tensor
     target: Tensor
     weights: Tensor
     scale: Tensor
-    penalty: float
 
     @classmethod
-    def of(cls, tokens: LabelledTokens, penalty: float) -> _PeakLoss:
+    def of(cls, tokens: LabelledTokens) -> _Windows:
         owner = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
         weights = torch.tensor(balanced(tokens.forget.numpy()))
-        return cls(tokens.x, owner, tokens.forget.double(), weights, _spread(tokens.x), penalty)
-
-    def __call__(self, parameters: Matrix) -> tuple[float, Matrix]:
-        """Loss and gradient."""
-        inner, constant = torch.tensor(parameters[:-1]), float(parameters[-1])
-        scores = self.scores(inner / self.scale)
-        top = torch.full_like(self.target, -torch.inf).scatter_reduce(0, self.owner, scores, "amax")
-        peaks = top + self.sums((scores - top[self.owner]).exp()).log()
-        odds = peaks + constant
-        entropy = torch.nn.functional.binary_cross_entropy_with_logits(odds, self.target, self.weights)
-        slope = self.weights * (odds.sigmoid() - self.target) / len(odds)
-        each = slope[self.owner] * (scores - peaks[self.owner]).exp()
-        gradient = torch.zeros_like(self.scale)
-        for place, block in enumerate(_blocks(self.x)):
-            gradient += each[place * BLOCK :][: len(block)].float() @ block
-        along = gradient / self.scale + 2 * self.penalty * inner
-        loss = float(entropy + self.penalty * inner.square().sum())
-        return loss, np.append(along.numpy(), float(slope.sum()))
+        return cls(tokens.x, owner, tokens.forget.double(), weights, _spread(tokens.x))
 
     def scores(self, weights: Tensor) -> Tensor:
         """Token scores (tokens,) without a bias."""
@@ -135,6 +139,41 @@ class _PeakLoss:
     def sums(self, values: Tensor) -> Tensor:
         """Sum (windows,) over the tokens of each window."""
         return torch.zeros_like(self.target).index_add(0, self.owner, values)
+
+    def totals(self) -> Tensor:
+        """Sum (windows, columns) of the values of each window."""
+        found = torch.zeros(len(self.target), self.x.shape[1], dtype=torch.float64)
+        for owner, block in zip(torch.split(self.owner, BLOCK), _blocks(self.x), strict=True):
+            found.index_add_(0, owner, block.double())
+        return found
+
+    def along(self, values: Tensor) -> Tensor:
+        """Sum (columns,) of the tokens' values, each times a number (tokens,)."""
+        found = torch.zeros_like(self.scale)
+        for part, block in zip(torch.split(values.float(), BLOCK), _blocks(self.x), strict=True):
+            found += part @ block
+        return found
+
+
+@dataclass(frozen=True)
+class _PeakLoss:
+    """The loss of weights in units of each column's spread, with a constant as the last of them."""
+
+    data: _Windows
+    penalty: float
+
+    def __call__(self, parameters: Matrix) -> tuple[float, Matrix]:
+        """Loss and gradient."""
+        data, inner, constant = self.data, torch.tensor(parameters[:-1]), float(parameters[-1])
+        scores = data.scores(inner / data.scale)
+        top = torch.full_like(data.target, -torch.inf).scatter_reduce(0, data.owner, scores, "amax")
+        peaks = top + data.sums((scores - top[data.owner]).exp()).log()
+        odds = peaks + constant
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(odds, data.target, data.weights)
+        slope = data.weights * (odds.sigmoid() - data.target) / len(odds)
+        each = slope[data.owner] * (scores - peaks[data.owner]).exp()
+        gradient = data.along(each) / data.scale + 2 * self.penalty * inner
+        return float(entropy + self.penalty * inner.square().sum()), np.append(gradient.numpy(), float(slope.sum()))
 
 
 def _spread(x: Tensor) -> Tensor:
