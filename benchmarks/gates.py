@@ -19,12 +19,13 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gates_streams import FILLERS, Ids, Piece, masks_of, of_topic, read_stream, test_stream
+from gates_streams import FILLERS, Ids, Piece, masks_of, read_stream, test_stream
 from openstax import passages
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -41,7 +42,7 @@ from saeguard.gate import Probe
 from saeguard.gates import Splits, calibrated, fit_gates
 from saeguard.longrun import Scored, alarms, read_scored
 from saeguard.progress import progress
-from saeguard.sae.slim import SlimEncoder, slim
+from saeguard.sae.slim import SlimEncoder, slim, topk_thresholds
 from saeguard.sample import FORGET, ReadWindow, labelled_means, read_windows
 from saeguard.selection import select
 from saeguard.shards import Pass, Shard, estimated_tokens, run_pass
@@ -98,13 +99,20 @@ def read_streams(
     return found
 
 
-def fit_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEncoder, Splits]:
-    """The encoder of the features selected for a topic, and all windows, those of the topic as forget text."""
+def read_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEncoder, Splits]:
+    """The encoder of the features selected for a topic, and all windows, those of the topic as forget text.
+
+    TopK is replaced by thresholds, so that features are read without the whole encoder.
+    """
     statistics = {
         name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
     }
-    forget = statistics.pop(topic)
-    encoder = slim(embedded_sae(), [each.id for each in select(forget, statistics, FitConfig().selection)])
+    forget, sae = statistics.pop(topic), embedded_sae()
+    ids = [each.id for each in select(forget, statistics, FitConfig().selection)]
+    some = torch.cat(
+        [w.hidden[w.masks.valid[0]].float() for its in shards.values() for w in islice(its[0].windows(), 30)]
+    )
+    encoder = slim(sae, ids, topk_thresholds=topk_thresholds(sae, ids, some))
     read = read_windows([shard for its in shards.values() for shard in its], encoder)
     windows = [replace(window, corpus=FORGET) if window.corpus == topic else window for window in read]
     outliers = find_contamination([window for window in windows if window.split != "test"]).outliers
@@ -127,17 +135,20 @@ def judge(
     """What one gate does on windows, streams and questions."""
     near = {name: rate for name, rate in result.false_positives.items() if name in NEAR.get(topic, ())}
     far = {name: rate for name, rate in result.false_positives.items() if name not in near}
-    caught, false = {}, {}
-    for filler in FILLERS:
-        pairs = list(of_topic(streams, topic, filler))
-        caught[filler] = Rate(sum(_catches(result, encoder, *pair, filler) for pair in pairs), len(pairs))
+    caught: dict[int, list[bool]] = {filler: [] for filler in FILLERS}
+    false = {}
     for name, pieces in streams.items():
-        if name != topic:
-            text = _scored(result, encoder, next(piece for piece in pieces if not piece.topic))
-            false[name] = alarms(result.gate.accumulator, text, result.threshold), int(text.counted.sum())
+        if name == topic:
+            continue
+        stream = _scored(result, encoder, next(piece for piece in pieces if not piece.topic))
+        false[name] = alarms(result.gate.accumulator, stream, result.threshold), int(stream.counted.sum())
+        for piece in pieces:
+            if piece.topic == topic:
+                caught[piece.filler].append(_catches(result, stream, _scored(result, encoder, piece), piece.filler))
     return {
-        "caught": result.caught, "auroc": result.auroc,
-        "near": _worst(near), "far": _worst(far), "questions": caught, "false_alarms": false,
+        "caught": result.caught, "auroc": result.auroc, "near": _worst(near), "far": _worst(far),
+        "questions": {filler: Rate(sum(found), len(found)) for filler, found in caught.items()},
+        "false_alarms": false,
     }  # fmt: skip
 
 
@@ -150,11 +161,10 @@ def _scored(result: GateResult, encoder: SlimEncoder, piece: Piece) -> Scored:
     return Scored(scores[0], counted[0])
 
 
-def _catches(result: GateResult, encoder: SlimEncoder, stream: Piece, question: Piece, filler: int) -> bool:
+def _catches(result: GateResult, stream: Scored, question: Scored, filler: int) -> bool:
     """Whether the gate triggers at a token of the question; what it may have done before does not count."""
-    before, here = _scored(result, encoder, stream), _scored(result, encoder, question)
-    scores = torch.cat([before.scores[:filler], here.scores])
-    counted = torch.cat([before.counted[:filler], here.counted])
+    scores = torch.cat([stream.scores[:filler], question.scores])
+    counted = torch.cat([stream.counted[:filler], question.counted])
     found = read_scored(result.gate.accumulator, Scored(scores, counted))
     return bool((found[filler:] > result.threshold).any())
 
@@ -191,14 +201,13 @@ def main() -> None:
     heads = ["topic", "alpha", "gate", "caught", "AUROC", "worst near", "worst far", "alarms/1000", "worst alarms/1000"]
     print(f"| {' | '.join([*heads, *(f'question after {filler}' for filler in FILLERS)])} |")
     for topic in args.topics or books:
-        encoder, splits = fit_topic(shards, topic)
-        for alpha in args.alphas:
-            config = replace(PRESETS["default"], alpha=alpha, per_1000=args.per_1000)
-            results = fit_gates(splits, config, forget=True)
-            results["probe, window means"] = calibrated(probe_of_means(splits.fit), splits, config)
-            for name, result in results.items():
-                row = judge(result, encoder, streams, topic)
-                print(line(row | {"topic": topic, "alpha": alpha, "gate": name}), flush=True)
+        encoder, splits = read_topic(shards, topic)
+        config = replace(PRESETS["default"], alpha=args.alphas[0], per_1000=args.per_1000)
+        scorers = {name: result.gate.scorer for name, result in fit_gates(splits, config, forget=True).items()}
+        scorers["probe, window means"] = probe_of_means(splits.fit)
+        for alpha, (name, scorer) in product(args.alphas, scorers.items()):
+            row = judge(calibrated(scorer, splits, replace(config, alpha=alpha)), encoder, streams, topic)
+            print(line(row | {"topic": topic, "alpha": alpha, "gate": name}), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -114,12 +114,3 @@ def _write(pieces: Sequence[Piece], path: Path) -> None:
     temporary = path.with_suffix(".partial")
     save_file(tensors, temporary, metadata={"pieces": json.dumps(entries)})
     temporary.replace(path)
-
-
-def of_topic(pieces: Mapping[str, Sequence[Piece]], topic: str, filler: int) -> Iterator[tuple[Piece, Piece]]:
-    """The topic's questions after a filler, each with the stream it follows."""
-    for its in pieces.values():
-        (stream,) = (piece for piece in its if not piece.topic)
-        for piece in its:
-            if (piece.topic, piece.filler) == (topic, filler):
-                yield stream, piece
