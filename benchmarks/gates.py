@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from saeguard.gate import Probe
 from saeguard.gates import Splits, calibrated, fit_gates
 from saeguard.longrun import Scored, alarms, read_scored
 from saeguard.progress import progress
-from saeguard.sae.slim import SlimEncoder, slim, topk_thresholds
+from saeguard.sae.slim import SlimEncoder, slim
 from saeguard.sample import FORGET, ReadWindow, labelled_means, read_windows
 from saeguard.selection import select
 from saeguard.shards import Pass, Shard, estimated_tokens, run_pass
@@ -100,19 +100,12 @@ def read_streams(
 
 
 def read_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEncoder, Splits]:
-    """The encoder of the features selected for a topic, and all windows, those of the topic as forget text.
-
-    TopK is replaced by thresholds, so that features are read without the whole encoder.
-    """
+    """The encoder of the features selected for a topic, and all windows, those of the topic as forget text."""
     statistics = {
         name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
     }
-    forget, sae = statistics.pop(topic), embedded_sae()
-    ids = [each.id for each in select(forget, statistics, FitConfig().selection)]
-    some = torch.cat(
-        [w.hidden[w.masks.valid[0]].float() for its in shards.values() for w in islice(its[0].windows(), 30)]
-    )
-    encoder = slim(sae, ids, topk_thresholds=topk_thresholds(sae, ids, some))
+    forget = statistics.pop(topic)
+    encoder = slim(embedded_sae(), [each.id for each in select(forget, statistics, FitConfig().selection)])
     read = read_windows([shard for its in shards.values() for shard in its], encoder)
     windows = [replace(window, corpus=FORGET) if window.corpus == topic else window for window in read]
     outliers = find_contamination([window for window in windows if window.split != "test"]).outliers
