@@ -37,7 +37,7 @@ class GateResult:
     delay: float | None
     test: Mapping[str, Sequence[float]]
     test_lengths: Sequence[tuple[str, int, float]]
-    false_alarms: Mapping[str, FalseAlarms]
+    long_text: Mapping[str, Sequence[Scored]]
 
     @property
     def threshold(self) -> float:
@@ -63,6 +63,12 @@ class GateResult:
     def false_positives(self) -> dict[str, Rate]:
         """Share of held-out windows of each retain corpus that trigger."""
         return {name: rate_above(values, self.threshold) for name, values in self.retain.items()}
+
+    @property
+    def false_alarms(self) -> dict[str, FalseAlarms]:
+        """False alarms in the retain windows of the test split, those of each corpus read as one text."""
+        accumulator, threshold = self.gate.accumulator, self.threshold
+        return {name: false_alarms(accumulator, texts, threshold) for name, texts in self.long_text.items()}
 
     @property
     def auroc(self) -> float | None:
@@ -152,11 +158,7 @@ def evaluate_gate(
         delay=delay(gate, found.threshold, forget) if forget else None,
         test=_group((w.corpus, v) for w, v in zip(windows, tested, strict=True)),
         test_lengths=[(w.corpus, w.length, v) for w, v in zip(windows, tested, strict=True)],
-        false_alarms={
-            name: false_alarms(gate.accumulator, texts, found.threshold)
-            for name, texts in _texts(test).items()
-            if name != FORGET
-        },
+        long_text={name: texts for name, texts in _texts(test).items() if name != FORGET},
     )
 
 
