@@ -73,6 +73,12 @@ def test_too_few_tokens_for_a_promise_say_how_many_are_needed():
         long_run_bound(Cusum(DRIFT), windows(20), 0.1, group="wiki")
 
 
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+def test_no_amount_of_text_is_enough_for_no_false_alarm_at_all(rate: float):
+    with pytest.raises(TooFewSequencesError, match="a rate above 0"):
+        long_run_bound(Cusum(DRIFT), windows(20), rate, group="wiki")
+
+
 def test_long_text_raises_the_threshold_of_fit_where_windows_alone_do_not(llama, tokenizer):
     forget, retain = corpora()
     thresholds = {}

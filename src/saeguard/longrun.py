@@ -76,11 +76,11 @@ def long_run_bound(accumulator: Accumulator, windows: Sequence[Scored], rate: fl
     found for the text that is to come. Raises `TooFewSequencesError`."""
     tokens = _tokens(windows)
     allowed = rate * tokens / THOUSAND - 1
-    if allowed < 0:
+    if not allowed >= 0:  # also where the rate is not a number
         raise TooFewSequencesError.mismatch(
             f"calibration tokens of the retain corpus {group!r} for {rate} false alarms in 1,000 tokens",
             found=tokens,
-            expected=f"at least {THOUSAND / rate:,.0f}",
+            expected=f"at least {THOUSAND / rate:,.0f}" if rate > 0 else "a rate above 0",
             fix="Give more text, or allow more with --per-1000.",
         )
     texts = _texts(windows)
