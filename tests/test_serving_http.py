@@ -137,6 +137,13 @@ def test_text_ids_and_several_prompts(client, tokenizer):
     assert client.post(TEXT, json=text([ids, ids])).json()["choices"][1]["text"] == one["choices"][0]["text"]
 
 
+def test_a_header_is_never_too_long_for_a_proxy(client):
+    response = client.post(TEXT, json=text(n=16, max_tokens=1))
+    assert len(response.json()["saeguard"]) == 32
+    assert "X-Saeguard-Verdict" not in response.headers
+    assert "X-Saeguard-Triggered" in response.headers
+
+
 def test_parts_of_a_message_and_developers(client):
     parts = [{"type": "text", "text": SENTENCES[0][:10]}, {"type": "text", "text": SENTENCES[0][10:]}]
     whole = client.post(CHAT, json=chat(SENTENCES[0])).json()
