@@ -41,6 +41,8 @@ class Trial:
     out: Path
     work: Path
     seed: int = 0
+    force: bool = False
+    """Fit although the SAE does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,17 @@ BASELINES: dict[str, Baseline] = {
             "conditional", "features are clamped at the tokens where they are active, without a gate on the sequence "
             "(Khoriaty et al., arXiv 2503.11127)",
             "guarded", settings.Conditional, {"n": (10, 20), "strength": (0.25, 0.5, 1.0, 2.0)},
+        ),
+        Baseline(
+            "prompt-refuse", "a classifier of the prompt's text decides, the answer is a refusal",
+            "prompted", settings.Prompted, {"regularisation": (0.1, 1.0, 10.0, 100.0), "alpha": (0.05, 0.1)},
+            needs=frozenset({"retain"}),
+        ),
+        Baseline(
+            "prompt-corrupt", "a classifier of the prompt's text decides, the prompt's embeddings are corrupted "
+            "(ECO, Liu et al., arXiv 2406.07933)",
+            "prompted", settings.PromptCorrupt, {"regularisation": (1.0, 10.0), "strength": (0.5, 1.0, 2.0, 4.0)},
+            needs=frozenset({"retain"}),
         ),
     )
 }  # fmt: skip
