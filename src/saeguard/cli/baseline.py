@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from saeguard.baselines.catalogue import BASELINES, Baseline
+from saeguard.baselines.catalogue import BASELINES, Baseline, folder_bytes
 from saeguard.cli.options import add_common, add_fields, add_model, config_of, console, emit
 from saeguard.cli.texts import add_texts, fit_texts
 
@@ -50,12 +50,13 @@ def run(args: argparse.Namespace) -> None:
 
     baseline = BASELINES[args.method]
     cost = baseline.run(_trial(baseline, args, Path(args.work or f"{args.out}.work")))
+    size = folder_bytes(Path(args.out))
     if args.json:
-        emit({"method": baseline.name, "settings": asdict(config_of(baseline.settings, args)), "out": args.out,
-              **asdict(cost)})  # fmt: skip
+        chosen = asdict(config_of(baseline.settings, args))
+        emit({"method": baseline.name, "settings": chosen, "out": args.out, "bytes": size, **asdict(cost)})
         return
     judged = "--checkpoint NAME=" if baseline.trains_weights else "--guardrail "
-    console().print(f"Saved to {args.out} ({cost.bytes / 1e6:.1f} MB) after {cost.seconds:.0f} s. "
+    console().print(f"Saved to {args.out} ({size / 1e6:.1f} MB) after {cost.seconds:.0f} s. "
                     f"Next: saeguard eval {judged}{args.out}")  # fmt: skip
 
 
