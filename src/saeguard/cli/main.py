@@ -25,6 +25,7 @@ COMMANDS = (
     "eval",
     "sweep",
     "sequence",
+    "baseline",
     "merge",
     "doctor",
     "train-sae",
