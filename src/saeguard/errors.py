@@ -25,7 +25,6 @@
     ├── EvaluationError                 a test that cannot be run, or a result that cannot be read
     │   └── JudgeError                  a judge that cannot be reached, or whose answer cannot be read
     ├── BaselineError                   a method to compare with that cannot be fitted
-    │   ├── MissingRetainError          it needs retain text and got none
     │   ├── DoesNotFitError             it needs more memory than there is
     │   └── NonFiniteLossError          its loss became NaN or infinite
     ├── MergeError                      guardrails that cannot become one
@@ -150,10 +149,6 @@ class JudgeError(EvaluationError):
 
 class BaselineError(GuardrailError):
     """A method to compare with that cannot be fitted, or whose result cannot be written."""
-
-
-class MissingRetainError(BaselineError):
-    """A method that needs retain text and got none."""
 
 
 class DoesNotFitError(BaselineError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from saeguard.errors import LayerError, ModelError
 from saeguard.hookpoints import HookPoint, port_in, width_at
@@ -43,7 +44,7 @@ def empty_model(source: str | Path) -> PreTrainedModel:
     """A causal LM without its weights, for its shapes: nothing is read but the configuration. Raises `ModelError`."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"cannot read the configuration of the model {source}: {error}") from error
     return model
@@ -117,6 +118,13 @@ def decoder_layer(model: nn.Module, layer: int) -> nn.Module:
             fix="Layers count from 0.",
         )
     return layers[layer]
+
+
+def linear_modules(model: nn.Module, layers: Iterable[int]) -> list[str]:
+    """Names of the linear modules of some decoder blocks, transposed ones (GPT-2) too."""
+    names = {module: name for name, module in model.named_modules()}
+    blocks = decoder_layers(model)
+    return [names[part] for layer in layers for part in blocks[layer].modules() if isinstance(part, nn.Linear | Conv1D)]
 
 
 def entrances(model: nn.Module) -> list[nn.Module]:

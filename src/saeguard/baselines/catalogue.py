@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saeguard.baselines import settings
+from saeguard.baselines import weight_settings as weights
+from saeguard.baselines.grids import SMALL
 from saeguard.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ Need = Literal["retain", "sae"]
 class Trial:
     """One method, with one choice of settings, to be fitted.
 
-    `load` gives model and tokenizer, new ones at every call, so that a method may change them. `forget` and each of
+    `load` gives model and tokenizer, new ones at every call, so that a method may change them; `source`, where it is
+    known, is the hub id or folder, and `device` where it computes, to see before whether it fits. `forget` and each of
     `retain` are files that `Corpus.of` reads. `work` may keep what other trials can use again.
     """
 
@@ -41,6 +44,8 @@ class Trial:
     out: Path
     work: Path
     seed: int = 0
+    source: str | None = None
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ class Baseline:
         )
 
 
+def _trained(name: str, summary: str, module: str, kind: type[weights.Settings], *needs: Need) -> Baseline:
+    """A method that changes weights."""
+    return Baseline(name, summary, module, kind, SMALL[kind], frozenset(needs), trains_weights=True)
+
+
 BASELINES: dict[str, Baseline] = {
     one.name: one
     for one in (
@@ -107,6 +117,46 @@ BASELINES: dict[str, Baseline] = {
             "conditional", "features are clamped at the tokens where they are active, without a gate on the sequence "
             "(Khoriaty et al., arXiv 2503.11127)",
             "guarded", settings.Conditional, {"n": (10, 20), "strength": (0.25, 0.5, 1.0, 2.0)},
+        ),
+        _trained(
+            "grad-ascent", "gradient ascent on forget text until retain text suffers",
+            "gradient_ascent", weights.GradientAscent,
+        ),
+        _trained(
+            "grad-diff", "gradient ascent on forget text, descent on retain text (arXiv 2203.12817)",
+            "gradient_difference", weights.GradientDifference, "retain",
+        ),
+        _trained(
+            "npo", "negative preference optimisation (arXiv 2404.05868)",
+            "npo", weights.NPO, "retain",
+        ),
+        _trained(
+            "simnpo", "negative preference optimisation without a reference model (arXiv 2410.07163)",
+            "simnpo", weights.SimNPO, "retain",
+        ),
+        _trained(
+            "rmu", "the residual stream of forget text is sent in a random direction (arXiv 2403.03218)",
+            "rmu", weights.RMU, "retain",
+        ),
+        _trained(
+            "scrub", "a student that leaves its teacher on forget text and stays with it elsewhere (arXiv 2302.09880)",
+            "scrub", weights.SCRUB, "retain",
+        ),
+        _trained(
+            "ssd", "selective synaptic dampening: weights that matter to forget text shrink (arXiv 2308.07707)",
+            "ssd", weights.SSD, "retain",
+        ),
+        _trained(
+            "task-vector", "fine-tuning on forget text, taken off the weights (arXiv 2212.04089)",
+            "task_vector", weights.TaskVector,
+        ),
+        _trained(
+            "dare", "the same, most of the difference dropped and the rest rescaled (arXiv 2311.03099)",
+            "dare", weights.DARE,
+        ),
+        _trained(
+            "crisp", "SAE features of the topic are trained away by adapters (arXiv 2508.13650)",
+            "crisp", weights.CRISP, "retain", "sae",
         ),
     )
 }  # fmt: skip

@@ -15,14 +15,17 @@ on the blocks up to the last SAE: later ones cannot change a feature.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from saeguard.baselines.config import CRISP
-from saeguard.baselines.likelihood import Batch, Pair, Reference
+from saeguard.baselines.catalogue import Trial
+from saeguard.baselines.likelihood import Batch, Loss, Pair, Reference
 from saeguard.baselines.streams import counted, residuals, squared_distance
-from saeguard.errors import SelectionError
+from saeguard.baselines.weight_settings import CRISP
+from saeguard.baselines.weights import Plan, Setup, run_plan
+from saeguard.errors import SelectionError, UsageError
 from saeguard.model import decoder_layers, linear_modules
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.statistics import FeatureStatistics
@@ -64,9 +67,7 @@ def select(
     return {layer: ids for layer, ids in found.items() if ids}
 
 
-def loss(
-    settings: CRISP, saes: SAEs, features: Salient, model: nn.Module, reference: Reference, pair: Pair
-) -> Tensor:
+def loss(settings: CRISP, saes: SAEs, features: Salient, model: nn.Module, reference: Reference, pair: Pair) -> Tensor:
     """L of a batch."""
     layers, last = list(features), len(decoder_layers(model)) - 1
     forget, retain = pair["forget"], pair["retain"]
@@ -91,3 +92,30 @@ def _activations(saes: SAEs, features: Salient, streams: Mapping[int, Tensor], b
 def trained_modules(saes: SAEs, model: nn.Module) -> Sequence[str]:
     """Names of the linear modules of the blocks that the SAEs depend on."""
     return linear_modules(model, range(max(saes) + 1))
+
+
+def saes_of(trial: Trial) -> dict[int, SparseAutoencoder]:
+    """The SAE of the trial, and those that its settings name, by layer. Raises `UsageError` or `SAEError`."""
+    assert trial.sae is not None
+    assert trial.layer is not None
+    found = {trial.layer: trial.sae}
+    for one in trial.settings.more_saes:
+        layer, equals, source = one.partition("=")
+        if not (layer.isdecimal() and equals and source):
+            raise UsageError(f"--more-saes {one}: expected LAYER=SAE, for example 9=my-sae")
+        found[int(layer)] = SparseAutoencoder.load(source)
+    return found
+
+
+def run(trial: Trial) -> None:
+    """Train and write the adapter."""
+    saes = saes_of(trial)
+    if not trial.settings.lora_rank:
+        raise UsageError("crisp trains adapters: --lora-rank must be at least 1")
+
+    def objective(setup: Setup) -> Loss:
+        placed = {layer: sae.to(setup.forget[0]["input_ids"].device) for layer, sae in saes.items()}
+        features = select(trial.settings, setup.model, placed, setup.forget, setup.retain)
+        return partial(loss, trial.settings, placed, features)
+
+    run_plan(trial, Plan("crisp", objective, before=True, modules=partial(trained_modules, saes)))

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from saeguard.baselines.catalogue import Trial
 from saeguard.baselines.likelihood import Pair, Reference, nll
+from saeguard.baselines.weights import Plan, run_plan
 
 
 def loss(model: nn.Module, reference: Reference, pair: Pair) -> Tensor:
     """L of a batch."""
     return -nll(model, pair["forget"])
+
+
+def run(trial: Trial) -> None:
+    """Train and write the checkpoint."""
+    run_plan(trial, Plan("grad-ascent", lambda setup: loss))

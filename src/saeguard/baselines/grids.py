@@ -6,17 +6,26 @@ machine without a GPU: few steps on short windows, and 8 configurations of each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any, Literal
 
-from saeguard.baselines.config import (
-    CRISP, DARE, NPO, RMU, SCRUB, SSD, GradientAscent, GradientDifference, Settings, SimNPO, TaskVector,
+from saeguard.baselines.weight_settings import (
+    CRISP,
+    DARE,
+    NPO,
+    RMU,
+    SCRUB,
+    SSD,
+    GradientAscent,
+    GradientDifference,
+    Settings,
+    SimNPO,
+    TaskVector,
 )  # fmt: skip
 
 Preset = Literal["paper", "small"]
-Axes = Mapping[str, tuple[Any, ...]]
+Axes = dict[str, tuple[Any, ...]]
 
 PAPER: dict[type[Settings], Axes] = {
     GradientDifference: {"learning_rate": (1e-5, 5e-5), "retain_weight": (0.01, 0.1, 1.0, 5.0, 10.0)},

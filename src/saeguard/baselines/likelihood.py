@@ -22,9 +22,7 @@ Loss = Callable[[nn.Module, Reference, Pair], Tensor]
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     """Next-token logits (rows, tokens, vocabulary), float32."""
-    out: Tensor = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).logits
+    out: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     return out.float()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
 from saeguard.errors import DoesNotFitError
 
@@ -51,9 +52,14 @@ def available(device: str) -> int:
     return free if limit is None or used is None else min(free, max(0, limit - used))
 
 
-def check(needs: Needs, device: str) -> None:
-    """Raises `DoesNotFitError` where the estimate is above what is free."""
-    free = available(device)
+def size(model: nn.Module) -> int:
+    """Bytes that a loaded model takes."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def check(needs: Needs, device: str, *, held: int = 0) -> None:
+    """Raises `DoesNotFitError` where the estimate is above what is free, `held` by the run itself included."""
+    free = available(device) + held
     if needs.bytes > free:
         raise DoesNotFitError.mismatch(
             f"memory on {device} for this run, estimated at {gigabytes(needs.bytes)}",

@@ -8,11 +8,15 @@ y is a whole window. For beta towards 0 the gradient is that of gradient ascent.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from saeguard.baselines.config import NPO
+from saeguard.baselines.catalogue import Trial
 from saeguard.baselines.likelihood import Pair, Reference, divergence, log_probabilities, nll
+from saeguard.baselines.weight_settings import NPO
+from saeguard.baselines.weights import Plan, run_plan
 
 
 def loss(settings: NPO, model: nn.Module, reference: Reference, pair: Pair) -> Tensor:
@@ -26,3 +30,8 @@ def loss(settings: NPO, model: nn.Module, reference: Reference, pair: Pair) -> T
     else:
         retain = nll(model, pair["retain"])
     return settings.forget_weight * forget + settings.retain_weight * retain
+
+
+def run(trial: Trial) -> None:
+    """Train and write the checkpoint."""
+    run_plan(trial, Plan("npo", lambda setup: partial(loss, trial.settings), before=True))

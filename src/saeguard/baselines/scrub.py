@@ -9,10 +9,14 @@ lower the rest; here every step does both, weighted by beta, which is what arXiv
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
-from saeguard.baselines.config import SCRUB
+from saeguard.baselines.catalogue import Trial
 from saeguard.baselines.likelihood import Pair, Reference, divergence, nll
+from saeguard.baselines.weight_settings import SCRUB
+from saeguard.baselines.weights import Plan, run_plan
 
 
 def loss(settings: SCRUB, model: nn.Module, reference: Reference, pair: Pair) -> Tensor:
@@ -21,3 +25,8 @@ def loss(settings: SCRUB, model: nn.Module, reference: Reference, pair: Pair) ->
     kept = divergence(model, reference, pair["retain"], temperature=settings.temperature)
     retain = settings.distil_weight * kept + settings.retain_weight * nll(model, pair["retain"])
     return retain - settings.forget_weight * left
+
+
+def run(trial: Trial) -> None:
+    """Train and write the checkpoint."""
+    run_plan(trial, Plan("scrub", lambda setup: partial(loss, trial.settings), before=True))

@@ -8,13 +8,22 @@ I_retain is over retain text in place of the paper's whole training set, which i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saeguard.baselines.config import SSD
+from saeguard.baselines.catalogue import Trial
+from saeguard.baselines.checkpoint import compute_dtype, identity, new_folder, save_model, write_record
 from saeguard.baselines.likelihood import Batch, nll
+from saeguard.baselines.memory import Needs
+from saeguard.baselines.texts import batches_of, pad_id_of
+from saeguard.baselines.weight_settings import SSD
+from saeguard.baselines.weights import load_checked, read_texts, shape_of
+from saeguard.progress import Advance, progress
 
 Importances = dict[str, Tensor]
 
@@ -47,3 +56,35 @@ def dampen(
         weight.copy_(torch.where(chosen, factor * weight, weight))
         changed[name] = int(chosen.sum())
     return changed
+
+
+def run(trial: Trial) -> None:
+    """Estimate, dampen and write the checkpoint."""
+    started, settings = time.perf_counter(), trial.settings
+    model, tokenizer, needs = load_checked(trial, partial(_needs, settings))
+    compute, device = compute_dtype(model), model.device
+    texts = read_texts(trial, tokenizer)
+    record = identity(trial, model, tokenizer, texts)
+    model = model.float()
+    found = {}
+    for name, windows in (("forget", texts.forget[: settings.windows]), ("retain", texts.mixed(settings.windows))):
+        batches = batches_of(windows, 1, pad_id_of(tokenizer), device)
+        with progress(f"importances for {name} text", len(batches), unit="windows") as advance:
+            found[name] = importances(model, _counted(batches, advance))
+    changed = dampen(settings, model, found["forget"], found["retain"])
+    record |= {"dampened": sum(changed.values()), "estimated_bytes": needs.bytes}
+    with new_folder(trial.out) as new:
+        save_model(model, tokenizer, compute, new)
+        write_record(new, record, started, device)
+
+
+def _needs(settings: SSD, model: Any) -> Needs:
+    """Weights, one gradient and two importances each, and the activations of one window."""
+    shape = shape_of(model)
+    return Needs(**shape, trained=shape["weights"], copies=1, tokens=settings.max_tokens)
+
+
+def _counted(batches: Sequence[Batch], advance: Advance) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        advance(1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from saeguard.baselines.likelihood import Batch
@@ -29,8 +28,3 @@ def counted(batch: Batch) -> Tensor:
 def squared_distance(found: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     """Mean of (found - wanted)^2 over the counted tokens and the dimensions; both (rows, tokens, d_model)."""
     return (found - wanted)[mask].square().mean()
-
-
-def median_norm(streams: Mapping[int, Tensor], layer: int, mask: Tensor) -> float:
-    """Median length of the residual stream at a layer over the counted tokens."""
-    return float(torch.linalg.vector_norm(streams[layer][mask], dim=-1).median())

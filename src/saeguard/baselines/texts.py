@@ -46,6 +46,11 @@ class Texts:
             {"forget": forgotten.fingerprint} | {f"retain.{n}": one.fingerprint for n, one in summaries.items()},
         )
 
+    def mixed(self, count: int) -> list[Window]:
+        """At most `count` windows to keep, of every corpus alike."""
+        share = -(-count // max(1, len(self.retain)))
+        return [window for windows in self.retain.values() for window in windows[:share]]
+
 
 class Pairs(Dataset[Item]):
     """`count` pairs of a forget window and a retain window, all windows of a corpus equally often and shuffled."""
@@ -75,6 +80,11 @@ def batch_of(windows: Sequence[Window], pad_id: int, device: torch.device | str 
     """A padded batch."""
     ids, mask = pad(windows, pad_id=pad_id)
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def batches_of(windows: Sequence[Window], size: int, pad_id: int, device: torch.device | str) -> list[Batch]:
+    """Padded batches of at most `size` windows, in their order."""
+    return [batch_of(windows[i : i + size], pad_id, device) for i in range(0, len(windows), size)]
 
 
 def pad_id_of(tokenizer: Any) -> int:

@@ -33,20 +33,21 @@ def utility(model: nn.Module, batches: Sequence[Batch]) -> float:
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """`keeps` is whether a model still has `share` of the utility `before`. With `share` 0 it always has."""
+    """Whether a model still has `share` of the utility `before`, of the batches. `before` is None without a rule."""
 
     batches: Sequence[Batch]
     share: float
-    before: float
+    before: float | None
 
     @classmethod
     def of(cls, model: nn.Module, batches: Sequence[Batch], share: float) -> StoppingRule:
-        """The rule for a model that is not yet trained."""
-        return cls(batches, share, utility(model, batches) if batches else math.nan)
+        """The rule for a model that is not yet trained; none without retain text, or with share 0."""
+        return cls(batches, share, utility(model, batches) if batches and share else None)
 
-    def keeps(self, model: nn.Module) -> tuple[bool, float]:
-        """The decision and the utility. Without retain text it cannot be known, and training goes on."""
-        if not self.batches or not self.share:
-            return True, math.nan
-        now = utility(model, self.batches)
-        return now >= self.share * self.before, now
+    def now(self, model: nn.Module) -> float | None:
+        """The utility, where there is a rule."""
+        return None if self.before is None else utility(model, self.batches)
+
+    def allows(self, now: float | None) -> bool:
+        """Whether training goes on. A utility that is NaN never suffices."""
+        return self.before is None or now is None or now >= self.share * self.before

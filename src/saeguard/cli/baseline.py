@@ -69,7 +69,17 @@ def _trial(baseline: Baseline, args: argparse.Namespace, work: Any) -> Any:
     forget, retain = fit_texts(args, retain="retain" in baseline.needs)
     sae, layer = _sae(baseline, args)
     return Trial(
-        config_of(baseline.settings, args), loaded, forget, retain, sae, layer, Path(args.out), work, args.seed
+        config_of(baseline.settings, args),
+        loaded,
+        forget,
+        retain,
+        sae,
+        layer,
+        Path(args.out),
+        work,
+        args.seed,
+        args.model,
+        args.device,
     )
 
 

@@ -25,7 +25,6 @@ class Training:
     keep_utility: float = option(
         0.9, "stop when held-out retain text gets less than this share of its probability a token; 0: never"
     )
-    seed: int = option(0, "seed of everything random")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,6 @@ class SimNPO(Training):
 class RMU(Training):
     """`rmu.py`."""
 
-    layer: int = option(6, "layer whose residual stream is misdirected; it and the two before it are trained")
     strength: float = option(4.0, "length of the random vector, in median norms of the residual stream")
     coeff: float | None = option(None, "length of the random vector, absolute, instead of --strength (the paper)")
     retain_weight: float = option(100.0, "weight of the retain part (alpha)")
@@ -87,7 +85,7 @@ class CRISP(Training):
 
     learning_rate: float = option(5e-4, "learning rate, constant")
     lora_rank: int = option(4, "rank of LoRA adapters")
-    sae: tuple[str, ...] = option((), "SAEs, each as L=SAE with L its layer (default: the embedded one)")
+    more_saes: tuple[str, ...] = option((), "SAEs of further layers, each as L=SAE with L its layer")
     features: int = option(10, "most features suppressed at a layer (k)")
     min_ratio: float = option(3.0, "a feature's mean activation on forget text over that on retain text, at least")
     beta: float = option(0.99, "weight of the retain part; the suppressing part has 1 - beta")
@@ -117,7 +115,6 @@ class SSD:
     dampening: float = option(0.1, "how strongly (lambda): smaller is stronger")
     windows: int = option(256, "windows of each kind from which importances are estimated")
     max_tokens: int = option(256, "tokens of a window")
-    seed: int = option(0, "seed of everything random")
 
 
 Settings = Training | SSD
