@@ -17,6 +17,7 @@ from saeguard.windows import Window, pad
 @pytest.fixture(scope="module")
 def pair(tokenizer):
     """Forget and retain rows of different lengths, with padding."""
+
     def batch(texts):
         rows = [tuple(tokenizer(text)["input_ids"][:length]) for text, length in zip(texts, (9, 5), strict=True)]
         ids, mask = pad([Window(0, "fit", 16, row, "") for row in rows], pad_id=0)

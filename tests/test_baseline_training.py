@@ -18,6 +18,8 @@ from saeguard.corpus import Corpus
 from saeguard.errors import BaselineError, CorpusOverlapError, DoesNotFitError, NonFiniteLossError, UsageError
 from saeguard.evaluation.subject import checkpoint
 
+# PEFT asks transformers 5 by an older name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 SHORT = {"steps": 6, "batch": 2, "max_tokens": 16, "check_every": 2, "learning_rate": 1e-3, "keep_utility": 0.0}
 TRAINED = [name for name, one in BASELINES.items() if one.trains_weights and name != "ssd"]
 
@@ -26,6 +28,7 @@ TRAINED = [name for name, one in BASELINES.items() if one.trains_weights and nam
 def files(tmp_path_factory):
     """Forget text and two retain corpora."""
     folder = tmp_path_factory.mktemp("texts")
+
     def write(name, sentence):
         path = folder / f"{name}.txt"
         path.write_text("\n".join(f"{sentence} Number {i} of them." for i in range(20)), "utf-8")
@@ -182,9 +185,7 @@ def test_dare_drops_its_share_and_keeps_the_mean():
 
 
 def test_negation_takes_the_tuned_weights_the_other_way(trial_of):
-    half, whole = (
-        weights(fitted("task-vector", trial_of("task-vector", out=str(s), scale=s))) for s in (0.5, 1.0)
-    )
+    half, whole = (weights(fitted("task-vector", trial_of("task-vector", out=str(s), scale=s))) for s in (0.5, 1.0))
     none = weights(fitted("dare", trial_of("dare", out="dare", scale=1.0, rate=0.0)))
     for name, before in weights(make_model("llama")).items():
         assert torch.allclose(before - half[name], 0.5 * (before - whole[name]), atol=1e-7)
@@ -200,7 +201,9 @@ def test_a_task_vector_is_trained_once_for_all_its_scales(trial_of):
 @pytest.mark.parametrize(("name", "changes"), [("npo", {}), ("crisp", {"min_ratio": 1.0}), ("rmu", {"lora_rank": 2})])
 def test_the_same_seed_gives_the_same_digits_and_another_does_not(name, changes, trial_of):
     runs = [trial_of(name, out=out, **changes) for out in ("a", "b", "c")]
-    one, same, other = (weights(fitted(name, replace(run, seed=seed))) for run, seed in zip(runs, (1, 1, 2), strict=True))
+    one, same, other = (
+        weights(fitted(name, replace(run, seed=seed))) for run, seed in zip(runs, (1, 1, 2), strict=True)
+    )
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
@@ -209,7 +212,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("name", "changes"), [("grad-diff", {}), ("npo", {"lora_rank": 2}), ("scrub", {"accumulate": 2})])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("grad-diff", {}), ("npo", {"lora_rank": 2}), ("scrub", {"accumulate": 2})]
+)
 def test_a_killed_run_goes_on_to_the_same_end(name, changes, trial_of, monkeypatch):
     from saeguard.baselines import training
 
@@ -228,8 +233,14 @@ def test_a_killed_run_goes_on_to_the_same_end(name, changes, trial_of, monkeypat
             BASELINES[name].run(trial)
     assert not trial.out.exists()
     steps = []
-    monkeypatch.setattr(training._Looks, "on_step_end", lambda self, args, state, control, **kwargs: (
-        steps.append(state.global_step), looked(self, args, state, control, **kwargs))[1])
+    monkeypatch.setattr(
+        training._Looks,
+        "on_step_end",
+        lambda self, args, state, control, **kwargs: (
+            steps.append(state.global_step),
+            looked(self, args, state, control, **kwargs),
+        )[1],
+    )
     resumed = weights(fitted(name, trial))
     assert steps == [5, 6]
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -239,7 +250,7 @@ def test_a_killed_run_goes_on_to_the_same_end(name, changes, trial_of, monkeypat
 def test_a_checkpoint_that_was_cut_off_is_not_taken(trial_of, tmp_path):
     from saeguard.baselines.training import last_checkpoint
 
-    for step, text in ((2, "{\"log_history\": []}"), (4, "{\"log_his")):
+    for step, text in ((2, '{"log_history": []}'), (4, '{"log_his')):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text, "utf-8")
     (tmp_path / "checkpoint-6").mkdir()
@@ -258,7 +269,9 @@ def test_a_loss_that_is_nan_stops_and_keeps_the_last_good_state(trial_of, monkey
 
     monkeypatch.setattr(gradient_difference, "loss", breaks)
     trial = trial_of("grad-diff")
-    with pytest.raises(NonFiniteLossError, match="loss is nan at step 4 of 6; the state after step 2 is kept in") as info:
+    with pytest.raises(
+        NonFiniteLossError, match="loss is nan at step 4 of 6; the state after step 2 is kept in"
+    ) as info:
         BASELINES["grad-diff"].run(trial)
     assert info.value.step == 4
     assert not trial.out.exists()
@@ -282,9 +295,7 @@ def test_training_stops_where_utility_falls_and_keeps_what_was_good(trial_of):
 
 def test_a_method_that_ruins_the_model_before_the_first_look_says_so(trial_of):
     with pytest.raises(BaselineError, match="by step 6, the first look: nothing good was left"):
-        BASELINES["grad-ascent"].run(
-            trial_of("grad-ascent", check_every=6, keep_utility=0.99, learning_rate=1e-2)
-        )
+        BASELINES["grad-ascent"].run(trial_of("grad-ascent", check_every=6, keep_utility=0.99, learning_rate=1e-2))
 
 
 def test_the_record_says_what_was_done(trial_of):

@@ -152,7 +152,7 @@ def _job(trial: Trial, plan: Plan, loaded: tuple[Any, Any, torch.dtype], texts: 
     rule = StoppingRule.of(model, held_out, settings.keep_utility)
     adapted = trainable(model, modules, settings.lora_rank)
     return Job(
-        adapted, tokenizer, pad_id, loss, reference_of(adapted) if plan.before else no_reference(),
+        adapted, tokenizer, pad_id, loss, reference_of(adapted) if plan.before else no_reference,
         Pairs(texts, settings.steps * settings.batch, trial.seed), rule, settings, compute, folder, trial.seed,
     )  # fmt: skip
 
