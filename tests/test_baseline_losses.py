@@ -65,7 +65,7 @@ def streams(model, batch, layer):
 
 
 def test_likelihood_methods(models, reference, pair):
-    before, now = models
+    now = models[1]
     forget, retain = slow.nll(rows(now, pair["forget"])), slow.nll(rows(now, pair["retain"]))
     near = partial(pytest.approx, rel=1e-5)
     assert value(gradient_ascent.loss(now, reference, pair)) == near(-forget)
@@ -100,7 +100,7 @@ def test_npo_with_a_small_beta_has_the_gradient_of_gradient_ascent(models, refer
 
 
 def test_scrub(models, reference, pair):
-    before, now = models
+    now = models[1]
     old, new = ({kind: rows(model, pair[kind]) for kind in pair} for model in models)
     expected = (
         0.3 * slow.kl(old["retain"], new["retain"], 2.0) + 0.8 * slow.nll(new["retain"])

@@ -334,7 +334,7 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(trial_of, monkeypat
         raise AssertionError("loaded")
 
     trial = replace(trial_of("npo"), load=load, source=str(tmp_path / "model"))
-    with pytest.raises(DoesNotFitError, match="estimated at .* GB.*--lora-rank"):
+    with pytest.raises(DoesNotFitError, match=r"estimated at .* GB.*--lora-rank"):
         BASELINES["npo"].run(trial)
     with pytest.raises(DoesNotFitError):
         BASELINES["npo"].run(trial_of("npo"))
