@@ -142,6 +142,11 @@ def port_at(model: nn.Module, point: HookPoint) -> Port:
     return port_in(decoder_layer(model, point.layer), point.hook)
 
 
+def embedding_port(model: nn.Module) -> Port:
+    """Where the embeddings of the tokens come out."""
+    return Port(_base(model).get_input_embeddings(), "output")
+
+
 def width_of(model: nn.Module, point: HookPoint) -> int:
     """The last dimension of the values at a hook point."""
     return width_at(port_at(model, point), text_config(model).hidden_size)

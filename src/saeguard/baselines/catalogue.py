@@ -30,8 +30,7 @@ Need = Literal["retain", "sae"]
 class Trial:
     """One method, with one choice of settings, to be fitted.
 
-    `load` gives model and tokenizer, new ones at every call, so that a method may change them; `source`, where it is
-    known, is the hub id or folder, and `device` where it computes, to see before whether it fits. `forget` and each of
+    `load` gives model and tokenizer, new ones at every call, so that a method may change them. `forget` and each of
     `retain` are files that `Corpus.of` reads. `work` may keep what other trials can use again.
     """
 
@@ -45,7 +44,10 @@ class Trial:
     work: Path
     seed: int = 0
     source: str | None = None
+    """The model's hub id or folder where it is known, to see before loading whether a training fits."""
     device: str = "auto"
+    force: bool = False
+    """Fit although the SAE does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,17 @@ BASELINES: dict[str, Baseline] = {
             "conditional", "features are clamped at the tokens where they are active, without a gate on the sequence "
             "(Khoriaty et al., arXiv 2503.11127)",
             "guarded", settings.Conditional, {"n": (10, 20), "strength": (0.25, 0.5, 1.0, 2.0)},
+        ),
+        Baseline(
+            "prompt-refuse", "a classifier of the prompt's text decides, the answer is a refusal",
+            "prompted", settings.Prompted, {"regularisation": (0.1, 1.0, 10.0, 100.0), "alpha": (0.05, 0.1)},
+            needs=frozenset({"retain"}),
+        ),
+        Baseline(
+            "prompt-corrupt", "a classifier of the prompt's text decides, the prompt's embeddings are corrupted "
+            "(ECO, Liu et al., arXiv 2406.07933)",
+            "prompted", settings.PromptCorrupt, {"regularisation": (1.0, 10.0), "strength": (0.5, 1.0, 2.0, 4.0)},
+            needs=frozenset({"retain"}),
         ),
         _trained(
             "grad-ascent", "gradient ascent on forget text until retain text suffers",

@@ -41,7 +41,7 @@ def run(trial: Trial) -> None:
     model, tokenizer = trial.load()
     assert trial.sae is not None
     assert trial.layer is not None
-    config = config_of(trial.settings, trial.seed)
+    config = replace(config_of(trial.settings, trial.seed), force=trial.force)
     fit(
         model, tokenizer, trial.sae, layer=trial.layer, forget=trial.forget, retain=trial.retain, config=config,
         work_dir=trial.work, show_progress=True,

@@ -38,6 +38,7 @@ class Evidence:
 class ProbeClamp:
     """Of `probe`."""
 
+    n: int = option(40, N)
     accumulate: Literal["cusum", "mean"] = option("cusum", ACCUMULATE)
     strength: float = option(0.5, STRENGTH)
 
@@ -46,6 +47,7 @@ class ProbeClamp:
 class ProbeRefuse:
     """Of `probe-refuse`."""
 
+    n: int = option(40, N)
     accumulate: Literal["cusum", "mean"] = option("cusum", ACCUMULATE)
     alpha: float = option(0.05, ALPHA)
 
@@ -66,3 +68,19 @@ class Conditional:
 
     n: int = option(20, N)
     strength: float = option(0.5, STRENGTH)
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Of `prompt-refuse`, and of every method whose gate is a classifier of prompts."""
+
+    encoder: str | None = option(None, "sentence-embedding model, a hub id or a folder (default: TF-IDF of words)")
+    regularisation: float = option(10.0, "C of the logistic regression: larger is freer")
+    alpha: float = option(0.05, ALPHA)
+
+
+@dataclass(frozen=True)
+class PromptCorrupt(Prompted):
+    """Of `prompt-corrupt`."""
+
+    strength: float = option(1.0, "standard deviation of the noise, in units of that of the embedding matrix")

@@ -23,11 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for one in BASELINES.values():
         sub = methods.add_parser(one.name, help=one.summary, description=f"{one.name}: {one.summary}.")
         add_model(sub)
-        sub.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
-        sub.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
+        if "sae" in one.needs:
+            sub.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
+            sub.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
         add_texts(sub)
         sub.add_argument("--out", required=True, metavar="DIR", help="folder for the guardrail, prompt gate or model")
         sub.add_argument("--work", metavar="DIR", help="where finished work is kept (default: DIR.work)")
+        if "sae" in one.needs:
+            sub.add_argument("--force", action="store_true", help="go on although the SAE does not fit (see doctor)")
         add_common(sub)
         add_fields(sub, one.settings, skip=("seed",))
 
@@ -69,18 +72,9 @@ def _trial(baseline: Baseline, args: argparse.Namespace, work: Any) -> Any:
     forget, retain = fit_texts(args, retain="retain" in baseline.needs)
     sae, layer = _sae(baseline, args)
     return Trial(
-        config_of(baseline.settings, args),
-        loaded,
-        forget,
-        retain,
-        sae,
-        layer,
-        Path(args.out),
-        work,
-        args.seed,
-        args.model,
-        args.device,
-    )
+        config_of(baseline.settings, args), loaded, forget, retain, sae, layer, Path(args.out), work, args.seed,
+        source=args.model, device=args.device, force=getattr(args, "force", False),
+    )  # fmt: skip
 
 
 def _sae(baseline: Baseline, args: argparse.Namespace) -> tuple[Any, int | None]:
@@ -88,7 +82,7 @@ def _sae(baseline: Baseline, args: argparse.Namespace) -> tuple[Any, int | None]
     from saeguard.cli.loading import sae_and_layer
 
     if "sae" not in baseline.needs:
-        return None, args.layer
+        return None, None
     return sae_and_layer(args.sae, args.layer, embedded=args.model is None)
 
 
