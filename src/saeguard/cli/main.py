@@ -26,6 +26,7 @@ COMMANDS = (
     "sweep",
     "sequence",
     "baseline",
+    "compare",
     "merge",
     "doctor",
     "train-sae",

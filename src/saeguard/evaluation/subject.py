@@ -45,6 +45,11 @@ class Loader:
             "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
         }  # fmt: skip
 
+    def release(self) -> None:
+        """Let go of the model, once its identity is known; it is loaded again when it is asked for again."""
+        if self.identity:
+            self.__dict__.pop("loaded", None)
+
 
 class Opened:
     """A subject at work. `guard` has the verdicts of the last forward pass, where there is a guardrail."""
