@@ -43,11 +43,11 @@ class Trial:
     out: Path
     work: Path
     seed: int = 0
+    force: bool = False
+    """Fit although the SAE does not fit the model."""
     source: str | None = None
     """The model's hub id or folder where it is known, to see before loading whether a training fits."""
     device: str = "auto"
-    force: bool = False
-    """Fit although the SAE does not fit the model."""
 
 
 @dataclass(frozen=True)

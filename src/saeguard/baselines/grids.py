@@ -1,14 +1,14 @@
 """Which settings are tried when a method is tuned.
 
 `paper` are the grids of arXiv 2504.08192 (tables 4 to 6, 8 and 9) where it has one for the method. `small` fits a
-machine without a GPU: few steps on short windows, and 8 configurations of each method or a few more.
+machine without a GPU: few steps on short windows, and 8 configurations of each method or a few more. It is what the
+catalogue has.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from saeguard.baselines.weight_settings import (
     CRISP,
@@ -22,9 +22,11 @@ from saeguard.baselines.weight_settings import (
     Settings,
     SimNPO,
     TaskVector,
-)  # fmt: skip
+)
 
-Preset = Literal["paper", "small"]
+if TYPE_CHECKING:
+    from saeguard.baselines.catalogue import Baseline
+
 Axes = dict[str, tuple[Any, ...]]
 
 PAPER: dict[type[Settings], Axes] = {
@@ -57,8 +59,6 @@ SMALL: dict[type[Settings], Axes] = {
 }  # fmt: skip
 
 
-def configurations(settings: Settings, preset: Preset) -> list[Settings]:
-    """All combinations of a preset's values for a method, the rest as in `settings`; `small` where it has no other."""
-    kind = type(settings)
-    axes = PAPER.get(kind, SMALL[kind]) if preset == "paper" else SMALL[kind]
-    return [replace(settings, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+def with_grid(baseline: Baseline, preset: Literal["paper", "small"]) -> Baseline:
+    """A method with the values of a preset, where there are any for it."""
+    return replace(baseline, grid=PAPER.get(baseline.settings, baseline.grid)) if preset == "paper" else baseline

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saeguard.baselines import memory
-from saeguard.baselines.adapting import no_reference, reference_of, trainable, trained_weights
+from saeguard.baselines.adapting import merged, no_reference, reference_of, trainable, trained_weights
 from saeguard.baselines.catalogue import Trial
 from saeguard.baselines.checkpoint import (
     compute_dtype,
@@ -99,6 +99,8 @@ def load_checked(trial: Trial, needs_of: Callable[[Any], Needs]) -> tuple[Any, A
 
     Raises `DoesNotFitError`.
     """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     if trial.source is not None:
         needs = needs_of(empty_model(trial.source))
         memory.check(needs, pick_device(trial.device))
@@ -159,8 +161,6 @@ def _job(trial: Trial, plan: Plan, loaded: tuple[Any, Any, torch.dtype], texts: 
 
 def _result(trial: Trial, plan: Plan, outcome: Outcome) -> Any:
     """The whole model that training led to."""
-    from saeguard.baselines.adapting import merged
-
     if trial.settings.lora_rank:
         after = merged(trial.load()[0].float(), outcome.checkpoint)
     else:
@@ -181,5 +181,5 @@ def _check_settings(settings: Training) -> None:
         raise BaselineError.mismatch(
             "steps, batch, accumulate, check_every",
             found=(settings.steps, settings.batch, settings.accumulate, settings.check_every),
-            expected="at least 1 each, and batch a multiple of accumulate", fix="Change them.",
+            expected="at least 1 each, and batch a multiple of accumulate", fix="No step could be taken.",
         )  # fmt: skip
