@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from saeguard.baselines import memory
 from saeguard.baselines import weight_settings as kinds
 from saeguard.baselines.adapting import trainable
 from saeguard.baselines.catalogue import BASELINES, Trial
+from saeguard.baselines.grids import with_grid
 from saeguard.baselines.memory import Needs
 from saeguard.baselines.texts import Pairs, Texts
 from saeguard.corpus import Corpus
 from saeguard.errors import BaselineError, CorpusOverlapError, DoesNotFitError, NonFiniteLossError, UsageError
+from saeguard.evaluation.comparison import drawn
 from saeguard.evaluation.subject import checkpoint
 
 # PEFT asks transformers 5 by an older name.
@@ -298,9 +301,10 @@ def test_a_method_that_ruins_the_model_before_the_first_look_says_so(trial_of):
         BASELINES["grad-ascent"].run(trial_of("grad-ascent", check_every=6, keep_utility=0.99, learning_rate=1e-2))
 
 
-def test_the_record_says_what_was_done(trial_of):
+def test_the_record_says_what_was_done(trial_of, capsys):
     trial = trial_of("npo", beta=0.2)
     fitted("npo", trial)
+    assert not capsys.readouterr().out
     record = json.loads((trial.out / "baseline.json").read_text("utf-8"))
     assert record["method"] == "NPO"
     assert record["settings"]["beta"] == 0.2
@@ -343,6 +347,15 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(trial_of, monkeypat
 def test_the_estimate_counts_weights_copies_and_training():
     needs = Needs(weights=10, trained=4, copies=2, tokens=5, blocks=3, d_model=2, d_ff=7, vocabulary=11)
     assert needs.bytes == 4 * 10 * 2 + 12 * 4 + 4 * 5 * (3 * (16 * 2 + 3 * 7) + 4 * 11)
+
+
+@pytest.mark.parametrize("name", [name for name, one in BASELINES.items() if one.trains_weights])
+def test_the_grids_are_of_settings_that_there_are_and_have_eight_configurations(name):
+    for preset in ("small", "paper"):
+        baseline = with_grid(BASELINES[name], preset)
+        settings = drawn(baseline, 1000)
+        assert len(settings) == prod(len(values) for values in baseline.grid.values()) >= 8
+        assert all(replace(baseline.settings(), **setting) for setting in settings)
 
 
 def test_other_folders_are_not_written_over(trial_of):

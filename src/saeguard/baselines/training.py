@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from saeguard.baselines.likelihood import Loss, Reference
 from saeguard.baselines.texts import Pairs, collate
@@ -105,6 +105,7 @@ class _Unlearning(Trainer):
             model=job.model, args=arguments, train_dataset=job.pairs, processing_class=job.tokenizer,
             data_collator=partial(collate, pad_id=job.pad_id), callbacks=[looks],
         )  # fmt: skip
+        self.remove_callback(PrinterCallback)  # standard output is for the command's own
         self.model_accepts_loss_kwargs = False
         self._job = job
 
