@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -25,7 +24,6 @@ from torch import Tensor
 
 from saeguard.explain.matching import sentence_encoder
 
-Rows = NDArray[np.float64] | csr_matrix
 FOLDS = 5
 MIN_TEXTS = 2
 """In how many texts a word must stand."""
@@ -44,8 +42,8 @@ class Tfidf:
         found = _vectorizer(min_df=MIN_TEXTS).fit(texts)
         return cls(tuple(found.get_feature_names_out()), torch.tensor(found.idf_, dtype=torch.float32))
 
-    def rows(self, texts: Sequence[str]) -> Rows:
-        """One row a text."""
+    def rows(self, texts: Sequence[str]) -> Any:
+        """One row a text, as a sparse matrix."""
         return self._vectorizer.transform(texts)
 
     @cached_property
@@ -61,7 +59,7 @@ class Sentences:
 
     model: str
 
-    def rows(self, texts: Sequence[str]) -> Rows:
+    def rows(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """One row a text. Raises `ExplanationError` where the model cannot be had."""
         return np.asarray(
             self._encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float64

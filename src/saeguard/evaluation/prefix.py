@@ -111,7 +111,7 @@ def _reads(logits: Tensor, guard: Watch | None) -> list[Read]:
     rows = logits.log_softmax(dim=-1)
     if guard is None:
         return [Read(row, None, False) for row in rows]
-    return [Read(row, *seen) for row, *seen in zip(rows, guard.verdicts, guard.refusals, strict=True)]
+    return [Read(*one) for one in zip(rows, guard.verdicts, guard.refusals, strict=True)]
 
 
 def _pad(rows: Sequence[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ class Speed:
 
 def time_per_token(subject: Subject, unguarded: Subject, prompts: Sequence[list[int]]) -> Speed:
     """Time `NEW` tokens after each prompt, one prompt at a time; the first pair warms up and does not count."""
-    mine, plain = [], []
+    mine: list[float] = []
+    plain: list[float] = []
     for i, prompt in enumerate([prompts[0], *prompts]):
         pair = [(subject, mine), (unguarded, plain)]
         for one, times in pair if i % 2 else reversed(pair):
