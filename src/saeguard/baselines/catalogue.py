@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saeguard.baselines import settings
+from saeguard.baselines import weight_settings as weights
+from saeguard.baselines.grids import SMALL
 from saeguard.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ class Trial:
     seed: int = 0
     force: bool = False
     """Fit although the SAE does not fit the model."""
+    source: str | None = None
+    """The model's hub id or folder where it is known, to see before loading whether a training fits."""
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ class Baseline:
 def folder_bytes(folder: Path) -> int:
     """The size of all that a method wrote: what there is to ship."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _trained(name: str, summary: str, module: str, kind: type[weights.Settings], *needs: Need) -> Baseline:
+    """A method that changes weights."""
+    return Baseline(name, summary, module, kind, SMALL[kind], frozenset(needs), trains_weights=True)
 
 
 BASELINES: dict[str, Baseline] = {
@@ -120,6 +130,46 @@ BASELINES: dict[str, Baseline] = {
             "(ECO, Liu et al., arXiv 2406.07933)",
             "prompted", settings.PromptCorrupt, {"regularisation": (1.0, 10.0), "strength": (0.5, 1.0, 2.0, 4.0)},
             needs=frozenset({"retain"}),
+        ),
+        _trained(
+            "grad-ascent", "gradient ascent on forget text until retain text suffers",
+            "gradient_ascent", weights.GradientAscent,
+        ),
+        _trained(
+            "grad-diff", "gradient ascent on forget text, descent on retain text (arXiv 2203.12817)",
+            "gradient_difference", weights.GradientDifference, "retain",
+        ),
+        _trained(
+            "npo", "negative preference optimisation (arXiv 2404.05868)",
+            "npo", weights.NPO, "retain",
+        ),
+        _trained(
+            "simnpo", "negative preference optimisation without a reference model (arXiv 2410.07163)",
+            "simnpo", weights.SimNPO, "retain",
+        ),
+        _trained(
+            "rmu", "the residual stream of forget text is sent in a random direction (arXiv 2403.03218)",
+            "rmu", weights.RMU, "retain",
+        ),
+        _trained(
+            "scrub", "a student that leaves its teacher on forget text and stays with it elsewhere (arXiv 2302.09880)",
+            "scrub", weights.SCRUB, "retain",
+        ),
+        _trained(
+            "ssd", "selective synaptic dampening: weights that matter to forget text shrink (arXiv 2308.07707)",
+            "ssd", weights.SSD, "retain",
+        ),
+        _trained(
+            "task-vector", "fine-tuning on forget text, taken off the weights (arXiv 2212.04089)",
+            "task_vector", weights.TaskVector,
+        ),
+        _trained(
+            "dare", "the same, most of the difference dropped and the rest rescaled (arXiv 2311.03099)",
+            "dare", weights.DARE,
+        ),
+        _trained(
+            "crisp", "SAE features of the topic are trained away by adapters (arXiv 2508.13650)",
+            "crisp", weights.CRISP, "retain", "sae",
         ),
     )
 }  # fmt: skip

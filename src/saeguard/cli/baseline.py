@@ -74,7 +74,7 @@ def _trial(baseline: Baseline, args: argparse.Namespace, work: Any) -> Any:
     sae, layer = _sae(baseline, args)
     return Trial(
         config_of(baseline.settings, args), loaded, forget, retain, sae, layer, Path(args.out), work, args.seed,
-        force=getattr(args, "force", False),
+        source=args.model, device=args.device, force=getattr(args, "force", False),
     )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "(default: those that change no weights)")  # fmt: skip
     parser.add_argument("--budget", type=int, default=8, metavar="N",
                         help="configurations that each method may try (default: 8)")  # fmt: skip
+    parser.add_argument("--grid", choices=("small", "paper"), default="small",
+                        help="values tried of methods that train (default: small)")  # fmt: skip
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="X",
                         help="accuracy off the topic that a setting may cost (default: 0.01)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     """Compare, write the result, show it. Raises `UsageError`."""
     from pathlib import Path
 
+    from saeguard.baselines.grids import with_grid
     from saeguard.evaluation.catalogue import make_tasks
     from saeguard.evaluation.comparison import Comparison, Measure
     from saeguard.evaluation.config import EvalConfig
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.budget < 1:
         raise UsageError(f"--budget {args.budget}: each method needs at least one configuration")
-    methods = [BASELINES[name] for name in dict.fromkeys(args.methods)]
+    methods = [with_grid(BASELINES[name], args.grid) for name in dict.fromkeys(args.methods)]
     work = Path(args.work or Path(args.out).with_suffix(".work"))
     found = sources(args, [])
     near = ["near"] if any(one.role == "near" for one in found.questions) else []
@@ -83,8 +86,10 @@ def _trial(args: argparse.Namespace, methods: list[Baseline], work: Any) -> Tria
 
     forget, retain = fit_texts(args)
     wanted = any("sae" in one.needs for one in methods)
-    sae, layer = sae_and_layer(args.sae, args.layer, embedded=args.model is None) if wanted else (None, None)
-    return Trial(None, loaded, forget, retain, sae, layer, work, work, args.seed, args.force)
+    sae, layer = sae_and_layer(args.sae, args.layer, embedded=args.model is None) if wanted else (None, args.layer)
+    return Trial(
+        None, loaded, forget, retain, sae, layer, work, work, args.seed, args.force, args.model, args.device
+    )  # fmt: skip
 
 
 def _measured(args: argparse.Namespace, baseline: Baseline, settings: Any) -> Cost:
@@ -118,7 +123,7 @@ def _words(args: argparse.Namespace, baseline: Baseline, settings: Any) -> list[
     from saeguard.cli.options import words_of
 
     words = ["--json", "--seed", str(args.seed), "--device", args.device, "--dtype", args.dtype, *words_of(settings)]
-    places = ("model", "sae", "layer", "forget") if "sae" in baseline.needs else ("model", "forget")
+    places = ("model", "layer", "forget", *(["sae"] if "sae" in baseline.needs else []))
     for name in places:
         if getattr(args, name) is not None:
             words += [f"--{name}", str(getattr(args, name))]

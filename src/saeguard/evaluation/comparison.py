@@ -113,7 +113,6 @@ class Comparison:
             partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             work = self.work / ("training" if baseline.trains_weights else "shards")
-            work = work / folder.name if baseline.trains_weights else work
             settings = replace(baseline.settings(), **setting)
             baseline.run(replace(self.trial, settings=settings, out=partial, work=work))
             partial.replace(folder)
