@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_model(sub)
         if "sae" in one.needs:
             sub.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
-            sub.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
+        sub.add_argument("--layer", type=int, metavar="L", help="layer to work at, from 0, for a method that works at "
+                         "one (default: the SAE's own)")  # fmt: skip
         add_texts(sub)
         sub.add_argument("--out", required=True, metavar="DIR", help="folder for the guardrail, prompt gate or model")
         sub.add_argument("--work", metavar="DIR", help="where finished work is kept (default: DIR.work)")
@@ -83,7 +84,7 @@ def _sae(baseline: Baseline, args: argparse.Namespace) -> tuple[Any, int | None]
     from saeguard.cli.loading import sae_and_layer
 
     if "sae" not in baseline.needs:
-        return None, None
+        return None, args.layer
     return sae_and_layer(args.sae, args.layer, embedded=args.model is None)
 
 

@@ -68,7 +68,7 @@ def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, method in result["comparison"]["methods"].items():
         points = [
             plots.Point(
-                _setting(p["setting"]), _three(p["kept"]), _three(p["accuracy"]["topic"]), i == method["chosen"]
+                _setting(p["setting"], method), _three(p["kept"]), _three(p["accuracy"]["topic"]), i == method["chosen"]
             )
             for i, p in enumerate(method["points"])
         ]
@@ -91,7 +91,7 @@ def _costs(methods: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for name, method in methods.items():
         chosen = method["points"][method["chosen"]]["setting"]
-        row = [visible(name), str(method["configurations"]), _setting(chosen), number(method["bytes"] / 1e6)]
+        row = [visible(name), str(method["configurations"]), _setting(chosen, method), number(method["bytes"] / 1e6)]
         rows.append(row + (_times(method["fit"], method["run"]) if measured else []))
     head = [*COSTS, *(MEASURED if measured else ())]
     return {"title": "What they cost", "note": COST_NOTE if measured else "", "head": head, "rows": rows}
@@ -106,15 +106,20 @@ def _times(fit: Mapping[str, float], run: Mapping[str, float]) -> list[str]:
 
 def _tried(name: str, method: Mapping[str, Any]) -> list[list[str]]:
     rows = [
-        [visible(name), _setting(point["setting"]), percent(point["accuracy"]["topic"]["value"]),
+        [visible(name), _setting(point["setting"], method), percent(point["accuracy"]["topic"]["value"]),
          percent(point["kept"]["value"]), "chosen" if i == method["chosen"] else ""]
         for i, point in enumerate(method["points"])
     ]  # fmt: skip
-    return rows + [[visible(name), _setting(one["setting"]), "-", "-", visible(one["why"])] for one in method["failed"]]
+    return rows + [
+        [visible(name), _setting(one["setting"], method), "-", "-", visible(one["why"])] for one in method["failed"]
+    ]
 
 
-def _setting(setting: Mapping[str, Any]) -> str:
-    return visible(", ".join(f"{axis} {shown}" for axis, shown in setting.items()))
+def _setting(setting: Mapping[str, Any], method: Mapping[str, Any]) -> str:
+    """What varies of a setting among those that were tried; all of it where nothing does."""
+    tried = [*(point["setting"] for point in method["points"]), *(one["setting"] for one in method["failed"])]
+    varying = [axis for axis in setting if any(other[axis] != setting[axis] for other in tried)] or list(setting)
+    return visible(", ".join(f"{axis} {setting[axis]}" for axis in varying))
 
 
 def _three(estimate: Mapping[str, float]) -> tuple[float, float, float]:
