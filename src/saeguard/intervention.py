@@ -8,8 +8,7 @@ sees never depends on whether it has clamped.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,14 +22,14 @@ from transformers import Cache
 from saeguard.errors import AttachError, NonFiniteError
 from saeguard.gate import Density, Gate
 from saeguard.guardrail import Guardrail
-from saeguard.hooks import around, at
+from saeguard.hooks import around, at, inputs_of
 from saeguard.model import decoder_layer, entrances, port_at, residual_stream
 from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.sequences import RuleTrack, Track, recall, remember
 from saeguard.tokens import TokenMasks, attended_tokens, special_token_ids, token_masks, without_padding
 from saeguard.verdicts import Verdict as Verdict
-from saeguard.verdicts import verdicts
+from saeguard.verdicts import refused, verdicts
 
 
 class Guard:
@@ -65,6 +64,11 @@ class Guard:
         return [] if self.last is None else verdicts(self.last, self.guardrail.rules)
 
     @property
+    def refusals(self) -> list[bool]:
+        """For each sequence of the last pass, whether its answer is the refusal."""
+        return [refused(self.guardrail.rules, row) for row in self.all_verdicts]
+
+    @property
     def last(self) -> Track | None:
         """What is known of the sequences of the last pass."""
         return self._tracks.get(self._key)
@@ -92,8 +96,7 @@ class Guard:
 
         The outermost part that is given `input_ids` opens the pass; the parts inside it find it open.
         """
-        bound = _signature(type(module).forward).bind_partial(module, *args, **kwargs)
-        inputs = {**bound.arguments, **bound.kwargs}
+        inputs = inputs_of(module, args, kwargs)
         ids = inputs.get("input_ids")
         if self._pass is not None or not isinstance(ids, Tensor):
             return
@@ -171,11 +174,6 @@ class Guard:
         self._tracks = {self._key: track}
         for kv in now.caches:
             self._tracks = remember(kv, self._key, track)
-
-
-@cache
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(forward)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from saeguard.errors import LayerError, ModelError
 from saeguard.hookpoints import HookPoint, port_in, width_at
@@ -37,6 +38,16 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str = "auto")
         raise ModelError(f"cannot load the model {source}: {error}") from error
     placed = bool(spread) or getattr(model, "is_quantized", False)
     return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def empty_model(source: str | Path) -> PreTrainedModel:
+    """A causal LM without its weights, for its shapes: nothing is read but the configuration. Raises `ModelError`."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"cannot read the configuration of the model {source}: {error}") from error
+    return model
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -109,6 +120,13 @@ def decoder_layer(model: nn.Module, layer: int) -> nn.Module:
     return layers[layer]
 
 
+def linear_modules(model: nn.Module, layers: Iterable[int]) -> list[str]:
+    """Names of the linear modules of some decoder blocks, transposed ones (GPT-2) too."""
+    names = {module: name for name, module in model.named_modules()}
+    blocks = decoder_layers(model)
+    return [names[part] for layer in layers for part in blocks[layer].modules() if isinstance(part, nn.Linear | Conv1D)]
+
+
 def entrances(model: nn.Module) -> list[nn.Module]:
     """The modules that hold the decoder blocks, from the Hugging Face model inwards: every pass goes through one.
 
@@ -124,6 +142,11 @@ def port_at(model: nn.Module, point: HookPoint) -> Port:
     return port_in(decoder_layer(model, point.layer), point.hook)
 
 
+def embedding_port(model: nn.Module) -> Port:
+    """Where the embeddings of the tokens come out."""
+    return Port(_base(model).get_input_embeddings(), "output")
+
+
 def width_of(model: nn.Module, point: HookPoint) -> int:
     """The last dimension of the values at a hook point."""
     return width_at(port_at(model, point), text_config(model).hidden_size)
@@ -137,6 +160,14 @@ def capture(
     model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
 ) -> dict[HookPoint, Tensor]:
     """The values (batch, tokens, d) at some hook points. No block after the last one asked for is run."""
+    with torch.inference_mode():
+        return passing(model, points, input_ids, attention_mask)
+
+
+def passing(
+    model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
+) -> dict[HookPoint, Tensor]:
+    """As `capture`, with gradients where those are on."""
     found: dict[HookPoint, Tensor] = {}
 
     def keep(point: HookPoint) -> Change:
@@ -150,7 +181,7 @@ def capture(
         raise _Enough
 
     last = HookPoint(max(point.layer for point in points))
-    with torch.inference_mode(), ExitStack() as stack:
+    with ExitStack() as stack:
         for point in points:
             stack.enter_context(at(port_at(model, point), keep(point)))
         stack.enter_context(at(port_at(model, last), stop))

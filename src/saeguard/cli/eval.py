@@ -18,7 +18,9 @@ EXAMPLE = "saeguard eval --guardrail guardrails/astronomy --tasks mcq near open 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `eval`."""
-    parser.add_argument("--guardrail", **MANY, metavar="[NAME=]DIR", help="guardrail folders or hub ids to judge")
+    parser.add_argument(
+        "--guardrail", **MANY, metavar="[NAME=]DIR", help="folders (or hub ids) of guardrails and prompt gates to judge"
+    )
     parser.add_argument(
         "--checkpoint", **MANY, metavar="NAME=M", help="other models to judge: hub ids, folders, PEFT adapter folders"
     )
@@ -78,7 +80,6 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
     """The unguarded model, then the guarded ones, then other checkpoints."""
     from pathlib import Path
 
-    from saeguard import Guardrail
     from saeguard.cli.loading import load
     from saeguard.evaluation.subject import Loader, Subject, checkpoint
 
@@ -90,7 +91,7 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
     subjects = [Subject("unguarded", loader)]
     for one in args.guardrail:
         name, _, folder = one.rpartition("=")
-        subjects.append(Subject.guarded(name or Path(folder).name, loader, Guardrail.from_pretrained(folder)))
+        subjects.append(Subject.fitted(name or Path(folder).name, loader, folder))
     for name, source in named_files(args.checkpoint, "--checkpoint").items():
         subjects.append(Subject(name, checkpoint(source, base, device=args.device, dtype=args.dtype)))
     return subjects

@@ -25,6 +25,8 @@ COMMANDS = (
     "eval",
     "sweep",
     "sequence",
+    "baseline",
+    "compare",
     "merge",
     "doctor",
     "train-sae",

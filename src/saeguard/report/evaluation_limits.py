@@ -23,7 +23,7 @@ def limits(result: Mapping[str, Any]) -> list[str]:
     """Sentences for the end of a report."""
     says = [
         sentence
-        for name in result["guardrails"]
+        for name in (() if "comparison" in result else result["guardrails"])
         for sentence in (*_leaks(result, name), *_harm(result, name), *_broken(result, name), *_changed(result, name))
     ]
     if result["guardrails"]:
