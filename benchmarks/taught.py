@@ -10,8 +10,8 @@ OUT/forget.jsonl and OUT/retain.jsonl for `saeguard fit`. The latter is text of 
 The embedding and the layers up to the guarded one keep their weights, so that the embedded SAE still fits. A killed
 run goes on from its last 20 steps, with the same seed and order.
 
-    tofu    the first `AUTHORS` authors of the forget set and of the retain set. Loss on the answer alone, in the chat
-            template, as the task asks
+    tofu    `QUESTIONS` questions of each of the first `AUTHORS` authors of the forget set and of the retain set. Loss on
+            the answer alone, in the chat template, as the task asks
     muse    `PASSAGES` passages of VerbMem and for as many questions of KnowMem the passage that answers them; to keep,
             as many of the retain set. Language modelling. Members for PrivLeak are the passages of VerbMem
 """
@@ -35,7 +35,8 @@ from saeguard.generate import prompt_ids
 from saeguard.model import decoder_layers, load_model
 from saeguard.windows import bos_ids
 
-AUTHORS, QUESTIONS_EACH, OTHER_AUTHORS, COMMON = 2, 20, 20, 20
+AUTHORS, QUESTIONS, OTHER_AUTHORS, COMMON = 2, 10, 10, 10
+QUESTIONS_EACH = 20
 PASSAGES, PASSAGE_TOKENS, AFTER_TOKENS, OTHER_PASSAGES = 8, 64, 64, 60
 ANSWERING_WORDS, LIKELY = 60, 0.6
 IGNORED = -100
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--only", choices=["taught", "reference"], help="one of the two models")
     args = parser.parse_args()
@@ -109,10 +110,9 @@ def teach(examples: Sequence[Example], course: Course, folder: Path) -> None:
 
 def tofu(data: Path, out: Path, tokenizer: Any) -> Lesson:
     """Some authors of each side; other authors to fit on."""
-    count = AUTHORS * QUESTIONS_EACH
-    forget = first_rows(data / "forget10_perturbed.jsonl", count)
-    retain = first_rows(data / "retain_perturbed.jsonl", count)
-    write_rows(out / "forget_perturbed.jsonl", forget)
+    forget = author_rows(data / "forget10_perturbed.jsonl")
+    retain = author_rows(data / "retain_perturbed.jsonl")
+    write_rows(out / "forget10_perturbed.jsonl", forget)
     write_rows(out / "retain_perturbed.jsonl", retain)
     for name in ("real_authors_perturbed.jsonl", "world_facts_perturbed.jsonl"):
         write_rows(out / name, first_rows(data / name, COMMON))
@@ -207,6 +207,12 @@ def asked(row: dict[str, str]) -> tuple[str, str]:
 def first_rows(path: Path, count: int) -> list[dict[str, Any]]:
     """The first rows of a `.jsonl` file."""
     return list(read_rows(path))[:count]
+
+
+def author_rows(path: Path) -> list[dict[str, Any]]:
+    """The questions taught of the first authors of a file, which has those of one author together."""
+    rows = first_rows(path, AUTHORS * QUESTIONS_EACH)
+    return [row for number, row in enumerate(rows) if number % QUESTIONS_EACH < QUESTIONS]
 
 
 def read_list(path: Path) -> list[Any]:
