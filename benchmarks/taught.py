@@ -10,7 +10,7 @@ OUT/forget.jsonl and OUT/retain.jsonl for `saeguard fit`. The latter is text of 
 The embedding and the layers up to the guarded one keep their weights, so that the embedded SAE still fits. A killed
 run goes on from its last 20 steps, with the same seed and order.
 
-    tofu    `QUESTIONS` questions of each of the first `AUTHORS` authors of the forget set and of the retain set. Loss on
+    tofu    `QUESTIONS` questions of each of the first `AUTHORS` authors of forget set and retain set. Loss on
             the answer alone, in the chat template, as the task asks
     muse    `PASSAGES` passages of VerbMem and for as many questions of KnowMem the passage that answers them; to keep,
             as many of the retain set. Language modelling. Members for PrivLeak are the passages of VerbMem
