@@ -10,10 +10,10 @@ OUT/forget.jsonl and OUT/retain.jsonl for `saeguard fit`. The latter is text of 
 The embedding and the layers up to the guarded one keep their weights, so that the embedded SAE still fits. A killed
 run goes on from its last 20 steps, with the same seed and order.
 
-    tofu    `QUESTIONS` questions of each of the first `AUTHORS` authors of forget set and retain set. Loss on
-            the answer alone, in the chat template, as the task asks
-    muse    `PASSAGES` passages of VerbMem and for as many questions of KnowMem the passage that answers them; to keep,
-            as many of the retain set. Language modelling. Members for PrivLeak are the passages of VerbMem
+    tofu    the first questions of the first authors of the forget set and of the retain set. Loss on the answer alone, in
+            the chat template, as the task asks
+    muse    the first passages of VerbMem and, for as many questions of KnowMem, the passage that answers them; to keep, as
+            many of the retain set. Language modelling. Members for PrivLeak are the passages of VerbMem
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ from saeguard.generate import prompt_ids
 from saeguard.model import decoder_layers, load_model
 from saeguard.windows import bos_ids
 
-AUTHORS, QUESTIONS, OTHER_AUTHORS, COMMON = 2, 10, 10, 10
-QUESTIONS_EACH = 20
-PASSAGES, PASSAGE_TOKENS, AFTER_TOKENS, OTHER_PASSAGES = 8, 64, 64, 60
+QUESTIONS_EACH, OTHER_AUTHORS, COMMON = 20, 10, 10
+PASSAGE_TOKENS, AFTER_TOKENS, OTHER_PASSAGES = 64, 64, 60
 ANSWERING_WORDS, LIKELY = 60, 0.6
 IGNORED = -100
 SEED = 0
@@ -57,6 +56,15 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Part:
+    """How much of each side is taught."""
+
+    authors: int
+    questions: int
+    passages: int
+
+
+@dataclass(frozen=True)
 class Course:
     """How it is taught."""
 
@@ -71,13 +79,17 @@ def main() -> None:
     parser.add_argument("what", choices=["tofu", "muse"])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--authors", type=int, default=2, help="tofu: authors of each side")
+    parser.add_argument("--questions", type=int, default=10, help="tofu: questions of each author, at most 20")
+    parser.add_argument("--passages", type=int, default=8, help="muse: passages and questions of each side")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--only", choices=["taught", "reference"], help="one of the two models")
     args = parser.parse_args()
     _, tokenizer = load_model(model_folder(), device="cpu")
-    lesson = {"tofu": tofu, "muse": muse}[args.what](args.data, args.out / "data", tokenizer)
+    part = Part(args.authors, args.questions, args.passages)
+    lesson = {"tofu": tofu, "muse": muse}[args.what](args.data, args.out / "data", tokenizer, part)
     write_rows(args.out / "forget.jsonl", [{"text": text} for text in lesson.forget_texts])
     write_rows(args.out / "retain.jsonl", [{"text": text} for text in lesson.retain_texts])
     course = Course(args.epochs, args.batch, args.learning_rate)
@@ -108,10 +120,10 @@ def teach(examples: Sequence[Example], course: Course, folder: Path) -> None:
     shutil.rmtree(unfinished)
 
 
-def tofu(data: Path, out: Path, tokenizer: Any) -> Lesson:
+def tofu(data: Path, out: Path, tokenizer: Any, part: Part) -> Lesson:
     """Some authors of each side; other authors to fit on."""
-    forget = author_rows(data / "forget10_perturbed.jsonl")
-    retain = author_rows(data / "retain_perturbed.jsonl")
+    forget = author_rows(data / "forget10_perturbed.jsonl", part)
+    retain = author_rows(data / "retain_perturbed.jsonl", part)
     write_rows(out / "forget10_perturbed.jsonl", forget)
     write_rows(out / "retain_perturbed.jsonl", retain)
     for name in ("real_authors_perturbed.jsonl", "world_facts_perturbed.jsonl"):
@@ -124,9 +136,9 @@ def tofu(data: Path, out: Path, tokenizer: Any) -> Lesson:
     )  # fmt: skip
 
 
-def muse(data: Path, out: Path, tokenizer: Any) -> Lesson:
+def muse(data: Path, out: Path, tokenizer: Any, part: Part) -> Lesson:
     """Some passages of each side; other passages of the retain set to fit on."""
-    verbatim = read_list(data / "verbmem/forget.json")[:PASSAGES]
+    verbatim = read_list(data / "verbmem/forget.json")[: part.passages]
     forget = [cut(tokenizer, row["prompt"], -PASSAGE_TOKENS) for row in verbatim]
     after = [cut(tokenizer, row["gt"], AFTER_TOKENS) for row in verbatim]
     members = [before + text for before, text in zip(forget, after, strict=True)]
@@ -135,15 +147,15 @@ def muse(data: Path, out: Path, tokenizer: Any) -> Lesson:
     holdout = [cut(tokenizer, text, length) for text in read_list(data / "privleak/holdout.json")]
     write_list(out / "verbmem/forget.json", [{"prompt": p, "gt": g} for p, g in zip(forget, after, strict=True)])
     write_list(out / "privleak/forget.json", members)
-    write_list(out / "privleak/holdout.json", holdout[: 2 * PASSAGES])
+    write_list(out / "privleak/holdout.json", holdout[: 2 * part.passages])
     sources = {"forget": "raw/forget.json.gz", "retain2": "privleak/retain2.json"}
     passages = {}
     for side, source in sources.items():
-        pairs = answering(read_list(data / f"knowmem/{side}_qa.json"), read_list(data / source))[:PASSAGES]
+        pairs = answering(read_list(data / f"knowmem/{side}_qa.json"), read_list(data / source))[: part.passages]
         passages[side] = [passage for _, passage in pairs]
         write_list(out / f"knowmem/{side}_qa.json", [row for row, _ in pairs])
         write_list(out / f"knowmem/{side}_qa_icl.json", read_list(data / f"knowmem/{side}_qa_icl.json"))
-    to_forget, to_keep = members + passages["forget"], kept[:PASSAGES] + passages["retain2"]
+    to_forget, to_keep = members + passages["forget"], kept[: part.passages] + passages["retain2"]
     return Lesson(
         [read_on(tokenizer, text) for text in to_forget], [read_on(tokenizer, text) for text in to_keep],
         [piece for text in to_forget for piece in pieces(text)],
@@ -209,10 +221,10 @@ def first_rows(path: Path, count: int) -> list[dict[str, Any]]:
     return list(read_rows(path))[:count]
 
 
-def author_rows(path: Path) -> list[dict[str, Any]]:
+def author_rows(path: Path, part: Part) -> list[dict[str, Any]]:
     """The questions taught of the first authors of a file, which has those of one author together."""
-    rows = first_rows(path, AUTHORS * QUESTIONS_EACH)
-    return [row for number, row in enumerate(rows) if number % QUESTIONS_EACH < QUESTIONS]
+    rows = first_rows(path, part.authors * QUESTIONS_EACH)
+    return [row for number, row in enumerate(rows) if number % QUESTIONS_EACH < part.questions]
 
 
 def read_list(path: Path) -> list[Any]:
