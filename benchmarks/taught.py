@@ -10,10 +10,10 @@ OUT/forget.jsonl and OUT/retain.jsonl for `saeguard fit`. The latter is text of 
 The embedding and the layers up to the guarded one keep their weights, so that the embedded SAE still fits. A killed
 run goes on from its last 20 steps, with the same seed and order.
 
-    tofu    the first questions of the first authors of the forget set and of the retain set. Loss on the answer alone, in
-            the chat template, as the task asks
-    muse    the first passages of VerbMem and, for as many questions of KnowMem, the passage that answers them; to keep, as
-            many of the retain set. Language modelling. Members for PrivLeak are the passages of VerbMem
+    tofu    the first questions of the first authors of the forget set and of the retain set. Loss on the answer alone,
+            in the chat template, as the task asks
+    muse    the first passages of VerbMem and, for as many questions of KnowMem, the passage that answers them; to keep,
+            as many of the retain set. Language modelling. Members for PrivLeak are the passages of VerbMem
 """
 
 from __future__ import annotations
