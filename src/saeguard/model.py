@@ -174,6 +174,32 @@ def residual_stream(model: nn.Module, layer: int, input_ids: Tensor, attention_m
     return residual_streams(model, [layer], input_ids, attention_mask)[layer]
 
 
+def values_of_embeddings(model: nn.Module, point: HookPoint, embeddings: Tensor) -> Tensor:
+    """The values (batch, tokens, d) at a hook point for embedded tokens, through which gradients flow."""
+    found: list[Tensor] = []
+
+    def keep(values: Tensor) -> None:
+        found.append(values)
+        raise _Enough
+
+    with at(port_at(model, point), keep), suppress(_Enough):
+        model(inputs_embeds=embeddings, use_cache=False)
+    return found[0].reshape(*embeddings.shape[:2], -1)
+
+
+def unembed(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits (..., vocabulary) of a residual stream after any block: through the model's last norm and its head.
+
+    A cap that the model puts on its logits is left out; it changes no order.
+    """
+    norms = [module for module in entrances(model)[-1].children() if "norm" in type(module).__name__.lower()]
+    head = _base(model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not norms or head is None:
+        raise ModelError(f"{type(model).__name__} has no norm after its blocks, or no head: nothing can be read out")
+    logits: Tensor = head(norms[-1](hidden))
+    return logits
+
+
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:
     """Identity of a model: its name, and a hash of its text config and of a sample of its weights.
 
