@@ -71,7 +71,8 @@ def outcome(clean: Pair, attack: Pair) -> dict[str, Any]:
         "raw": asdict(Estimate(raw.value, low, high, len(asked))) if asked else None,
         "kept": _rate(right(attack.unguarded, item) for item in tried),
         "triggered": _rate(t for item in tried if (t := attack.subject[item].triggered) is not None),
-        "statistic": _median(attack.subject, tried),
+        "statistic": _median([attack.subject[item].statistic for item in tried]),
+        "read_before": _median([attack.subject[item].scores.get("read_before") for item in tried]),
         "utility": {role: one for role in ("near", "far") if (one := _utility(attack, role))},
         "cost": _cost(clean, attack),
     }  # fmt: skip
@@ -111,6 +112,6 @@ def _rate(hits: Any) -> dict[str, Any] | None:
     return Rate(sum(found), len(found)).as_dict() if found else None
 
 
-def _median(records: Records, items: Sequence[str]) -> float | None:
-    found = [s for item in items if (s := records[item].statistic) is not None and np.isfinite(s)]
+def _median(values: Sequence[float | None]) -> float | None:
+    found = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.median(found)) if found else None

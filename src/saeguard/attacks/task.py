@@ -76,6 +76,8 @@ class Attacked(Task):
                 "tokens": float(len(ids)), "seconds": seconds, "search_seconds": item.prompt.seconds,
                 "calls": float(item.prompt.calls),
             }  # fmt: skip
+            if verdict is not None:
+                scores["read_before"] = 1.0 if verdict.first_token is None else verdict.first_token / len(ids)
             texts = {"prompt": item.prompt.text or item.prompt.turns[-1][1], "answer": choices[answer.chosen],
                      "reference": choices[item.question.answer]}  # fmt: skip
             triggered, statistic = (verdict.triggered, verdict.statistic) if verdict else (None, None)

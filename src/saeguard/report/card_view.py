@@ -10,7 +10,7 @@ from saeguard.attacks.config import FAMILIES
 from saeguard.report.view import number, percent, visible
 
 HEAD = ("attack", "n", "success", "raw", "triggered", "model still right", "off topic: triggered", "same answer",
-        "tokens", "seconds", "statistic / threshold")  # fmt: skip
+        "tokens", "seconds", "statistic / threshold", "read before")  # fmt: skip
 MEANINGS = (
     ("blocked", "questions on the topic that the model answers right without the guardrail and wrong with it"),
     ("n", "blocked questions that the model without the guardrail still answers right under the attack"),
@@ -25,6 +25,8 @@ MEANINGS = (
     ("tokens, seconds", "what the attack adds to a prompt, and the time to read it (with a search: and to find it); "
      "times are of this machine"),
     ("statistic / threshold", "median over the blocked questions; above 1 triggers"),
+    ("read before", "share of a prompt that is read before it triggers, 1 where it never does: median over the blocked "
+     "questions. Of what was read before nothing is clamped"),
 )  # fmt: skip
 CANNOT = (
     "Whoever holds the weights can run them without the hook. Nothing in a guardrail of this kind can prevent that; it "
@@ -84,10 +86,14 @@ def _row(row: Mapping[str, Any]) -> AttackRow:
     cells = (
         row["attack"], str(row["n"]), estimate(row["success"]), _percent(row["raw"]), share(row["triggered"]),
         share(row["kept"]), _of(off["triggered"]), _of(off["same"]), number(round(cost["tokens"])),
-        f"{seconds:.2f}", "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        f"{seconds:.2f}", _two(row["ratio"]), _two(row["read_before"]),
     )  # fmt: skip
     strong = row["success"] is not None and row["success"]["low"] > 0
     return AttackRow(row["attack"], visible(row["says"]), visible(row["note"]), tuple(map(visible, cells)), strong)
+
+
+def _two(found: float | None) -> str:
+    return "-" if found is None else f"{found:.2f}"
 
 
 def _percent(found: Mapping[str, float] | None) -> str:
