@@ -141,8 +141,8 @@ def capture(
 
     def keep(point: HookPoint) -> Change:
         def see(values: Tensor) -> None:
-            # A copy: some blocks add to what their parts return in place, and some flatten batch and tokens.
-            found[point] = values.reshape(*input_ids.shape, -1).clone()
+            # A copy: some blocks add to what their parts return in place.
+            found[point] = values.clone()
 
         return see
 
@@ -158,7 +158,8 @@ def capture(
             model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     if missing := [str(point) for point in points if point not in found]:
         raise ModelError(f"{type(model).__name__} ran without passing {', '.join(missing)}")
-    return found
+    # Only now: some blocks flatten batch and tokens, and a guard may first read other sequences in the same pass.
+    return {point: values.reshape(*input_ids.shape, -1) for point, values in found.items()}
 
 
 def residual_streams(

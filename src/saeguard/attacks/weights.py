@@ -59,4 +59,4 @@ def refusal(guardrail: Guardrail, loader: Loader) -> str | None:
 def forced(subject: Subject, guardrail: Guardrail, loader: Loader) -> Subject:
     """The subject's guardrail on another model, as if it had been calibrated there."""
     other = replace(guardrail, model=model_fingerprint(loader.loaded[0]))
-    return Subject.guarded(subject.name, loader, other)
+    return Subject.guarded(subject.name, loader, other, normalise="normalise" in subject.identity)

@@ -28,6 +28,8 @@ def add_subjects(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", **MANY, metavar="NAME=M", help="other models to judge: hub ids, folders, PEFT adapter folders"
     )
+    parser.add_argument("--normalise", action="store_true", help="let guardrails read prompts also with odd spelling "
+                        "undone: Unicode forms, invisible characters, look-alikes, spaced letters")  # fmt: skip
     add_model(parser)
 
 
@@ -47,7 +49,8 @@ def subjects(args: argparse.Namespace) -> list[Subject]:
     subjects = [Subject("unguarded", loader)]
     for one in args.guardrail:
         name, _, folder = one.rpartition("=")
-        subjects.append(Subject.guarded(name or Path(folder).name, loader, Guardrail.from_pretrained(folder)))
+        guardrail = Guardrail.from_pretrained(folder)
+        subjects.append(Subject.guarded(name or Path(folder).name, loader, guardrail, normalise=args.normalise))
     for name, source in named_files(args.checkpoint, "--checkpoint").items():
         subjects.append(Subject(name, checkpoint(source, base, device=args.device, dtype=args.dtype)))
     return subjects

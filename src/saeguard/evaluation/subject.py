@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,13 @@ class Subject:
     guardrail: Guardrail | None = None
 
     @classmethod
-    def guarded(cls, name: str, loader: Loader, guardrail: Guardrail) -> Subject:
-        """A model under a guardrail."""
-        identity = {"guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae)}
-        return cls(name, loader, guardrail.attach, identity, guardrail)
+    def guarded(cls, name: str, loader: Loader, guardrail: Guardrail, *, normalise: bool = False) -> Subject:
+        """A model under a guardrail, which with `normalise` also reads prompts with odd spelling undone."""
+        identity = {
+            "guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae),
+            **({"normalise": True} if normalise else {}),
+        }  # fmt: skip
+        return cls(name, loader, partial(guardrail.attach, normalise=normalise), identity, guardrail)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
