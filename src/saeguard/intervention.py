@@ -24,7 +24,7 @@ from saeguard.errors import AttachError, NonFiniteError
 from saeguard.gate import Density, Gate
 from saeguard.guardrail import Guardrail
 from saeguard.hooks import around, at
-from saeguard.model import decoder_layer, entrances, port_at, residual_stream
+from saeguard.model import decoder_layer, entrances, port_at, run_to
 from saeguard.normalise import Rereader
 from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
@@ -86,7 +86,8 @@ class Guard:
         """
         mask = without_padding(input_ids, self._pad) if attention_mask is None else attention_mask
         right = mask.argsort(dim=1, descending=True, stable=True)
-        residual_stream(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
+        self._tracks = {}
+        run_to(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
         return self.verdicts
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ class Guard:
         read, self._read_again, before = self._read_again, None, self._tracks
         try:
             self.judge(again.ids, again.mask)
-            if self._tracks is before:
+            if self.last is None:
                 return None
             found = [[verdict.triggered for verdict in row] for row in self.all_verdicts]
         finally:

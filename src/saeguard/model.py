@@ -133,6 +133,16 @@ class _Enough(Exception):
     """Ends a forward pass once the last layer asked for has run."""
 
 
+def run_to(model: nn.Module, layer: int, input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Run a model up to and with block `layer`, for what hooks see there. No later block is run."""
+
+    def stop(values: Tensor) -> None:
+        raise _Enough
+
+    with torch.inference_mode(), at(port_at(model, HookPoint(layer)), stop), suppress(_Enough):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
+
 def capture(
     model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
 ) -> dict[HookPoint, Tensor]:
@@ -146,16 +156,10 @@ def capture(
 
         return see
 
-    def stop(values: Tensor) -> None:
-        raise _Enough
-
-    last = HookPoint(max(point.layer for point in points))
-    with torch.inference_mode(), ExitStack() as stack:
+    with ExitStack() as stack:
         for point in points:
             stack.enter_context(at(port_at(model, point), keep(point)))
-        stack.enter_context(at(port_at(model, last), stop))
-        with suppress(_Enough):
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        run_to(model, max(point.layer for point in points), input_ids, attention_mask)
     if missing := [str(point) for point in points if point not in found]:
         raise ModelError(f"{type(model).__name__} ran without passing {', '.join(missing)}")
     # Only now: some blocks flatten batch and tokens, and a guard may first read other sequences in the same pass.
