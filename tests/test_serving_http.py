@@ -19,6 +19,7 @@ httpx = pytest.importorskip("httpx")
 import torch
 
 from conftest import SENTENCES, make_guardrail, make_model, make_sae
+from saeguard.attacks.spelling import zero_width
 from saeguard.choices import REFUSAL
 from saeguard.errors import ProofError, UsageError
 from saeguard.generate import prompt_ids
@@ -476,3 +477,19 @@ def test_guardrails_by_name(topic, tmp_path):
     ):  # fmt: skip
         with pytest.raises(UsageError):
             load_guardrails(sources, actions)
+
+
+def test_odd_spelling_is_read_too(tokenizer, topic):
+    pytest.importorskip("confusable_homoglyphs")
+    fires = topic.evidence["proof"]["fires"]
+    with served(make_model("llama"), tokenizer, {"topic": topic}, normalise=True) as found:
+        answers = [
+            httpx.post(f"{found.url}{TEXT}", json=text(prompt), timeout=60).json()
+            for prompt in (zero_width(fires), fires)
+        ]
+    odd, plain = (answer["saeguard"][0] for answer in answers)
+    assert (odd["triggered"], odd["first_token"]) == (True, 0)
+    assert (plain["triggered"], plain["first_token"] > 0) == (True, True)
+    front = len(tokenizer("")["input_ids"])
+    read = len(tokenizer(zero_width(fires), add_special_tokens=False)["input_ids"]) + front
+    assert answers[0]["usage"]["prompt_tokens"] == read

@@ -37,7 +37,7 @@ def make_result(
         "versions": versions(),
         "settings": asdict(settings),
         "subjects": [{"name": subject.name, **subject.fingerprint} for subject in subjects],
-        "guardrails": {s.name: _guardrail(s) for s in subjects if s.guardrail is not None},
+        "guardrails": {s.name: rules_of(s) for s in subjects if s.guardrail is not None},
         "tasks": [_task(run) for run in runs],
         "figures": [row for run in runs for row in figures(run.task, run.records, settings.seed)],
         "gates": _gates(subjects, runs, settings.seed),
@@ -110,7 +110,7 @@ def _part(run: TaskRun) -> dict[str, tuple[int, int]]:
     return {domain: (counts[domain], size) for domain, size in sizes if counts[domain] < size}
 
 
-def _guardrail(subject: Subject) -> list[dict[str, Any]]:
+def rules_of(subject: Subject) -> list[dict[str, Any]]:
     """What the report says of each rule without the guardrail at hand."""
     assert subject.guardrail is not None
     return [
