@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import make_guardrail, make_model, make_sae, make_tokenizer
-from saeguard import artifact as module
+from saeguard import folders as module
 from saeguard.artifact import CARD_FILE, FORMAT_VERSION, JSON_FILE, TENSOR_FILE
 from saeguard.clamp import Clamp
 from saeguard.errors import (
@@ -56,7 +56,7 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     content = json.loads((folder / JSON_FILE).read_text("utf-8"))
     del content["sha256"]
     change(content)
-    (folder / JSON_FILE).write_text(module._canonical(content | {"sha256": module._digest(content)}), "utf-8")
+    (folder / JSON_FILE).write_text(module.canonical(content | {"sha256": module._digest(content)}), "utf-8")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ PURE = (
     "tokens", "statistics", "selection", "gate", "calibration", "clamp", "errors", "corpus", "windows", "hooks",
     "sae.autoencoder", "sae.slim", "sae.tensors", "sae.formats.saelens",
 )  # fmt: skip
-KNOW_TRANSFORMERS = {"model", "sequences", "intervention", "evaluation.prefix", "embedded"}
+KNOW_TRANSFORMERS = {"model", "sequences", "intervention", "evaluation.prefix", "embedded", "baselines.training"}
 HOOKS = ("register_forward_hook", "register_forward_pre_hook")
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

@@ -3,6 +3,7 @@
     percentile (the paper)   the `p_dyn` percentile of the retain statistics
     conformal                the k-th smallest of n with k = ceil((n + 1)(1 - alpha)): a new exchangeable retain
                              sequence triggers with probability at most alpha (split conformal prediction)
+    fixed                    a threshold that is given; nothing is promised
 
 Conformal bounds are found for each named corpus and for each window length, and the largest is taken.
 """
@@ -35,7 +36,14 @@ class Conformal:
     per_1000: float | None = None
 
 
-Method = Percentile | Conformal
+@dataclass(frozen=True)
+class Fixed:
+    """A threshold that is given, not calibrated."""
+
+    threshold: float
+
+
+Method = Percentile | Conformal | Fixed
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ def calibrate(
 ) -> Calibration:  # fmt: skip
     """A threshold from the statistics of held-out retain sequences, by corpus name (and by window length), not below
     the bounds that long text asks for."""
+    if isinstance(method, Fixed):
+        return Calibration(method.threshold, method, ())
     if isinstance(method, Percentile):
         pooled = [value for statistics in retain.values() for value in statistics]
         if not pooled:

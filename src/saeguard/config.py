@@ -28,6 +28,10 @@ class FitConfig:
         "second_moment", "feature score: the paper's, or its code's"
     )
     retain_score: Literal["worst", "pooled"] = option("worst", "retain score over several corpora")
+    retain_rate: float | None = option(
+        None,
+        "take features that fire at no more than this share of retain tokens, in place of p_ratio (Farrell et al.)",
+    )
     floor: float = option(1e-4, "smallest retain score in the ratio, relative to the largest")
     gate: GateChoice = option("auto", "what decides; auto: evidence, unless another is better beyond its interval")
     accumulate: Literal["cusum", "mean"] = option("cusum", "how token scores become the statistic (the paper: mean)")
@@ -41,6 +45,7 @@ class FitConfig:
         None, "also allow only so many false alarms in 1,000 tokens of each retain corpus: for long conversations"
     )
     p_dyn: float | None = option(None, "use this percentile of the retain statistics instead of alpha (the paper: 95)")
+    threshold: float | None = option(None, "use this threshold, without calibration; below 0 density always triggers")
     clamp: ClampKind = option("dense", "at hot tokens clamp all features, or only the active ones")
     strength: float = option(0.5, "clamp value in units of the median residual norm")
     c: float | None = option(None, "clamp value in units of feature activation instead of --strength (the paper: 500)")
@@ -61,13 +66,17 @@ class FitConfig:
         """The selection rule."""
         from saeguard.selection import SelectionRule
 
-        return SelectionRule(self.n, self.p_ratio, self.score, self.retain_score, self.floor, self.as_authors)
+        return SelectionRule(
+            self.n, self.p_ratio, self.score, self.retain_score, self.floor, self.as_authors, self.retain_rate
+        )
 
     @property
     def method(self) -> Method:
         """The calibration method."""
-        from saeguard.calibration import Conformal, Percentile
+        from saeguard.calibration import Conformal, Fixed, Percentile
 
+        if self.threshold is not None:
+            return Fixed(self.threshold)
         return Conformal(self.alpha, self.per_1000) if self.p_dyn is None else Percentile(self.p_dyn)
 
 

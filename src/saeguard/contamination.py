@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 from saeguard.detectors import cross_fitted_scores
 from saeguard.sample import FORGET, ReadWindow, labelled_means
@@ -53,7 +53,7 @@ class Contamination:
             listed += side[: max(0, LISTED - sum((s.corpus == FORGET) == forget_side for s in listed))]
         return {
             "rule": "retain documents scoring at or above the median forget document, forget documents scoring at "
-            "or below the median retain document (cross-fitted probe)",
+            "or below the median retain document (cross-fitted)",
             "retain_bound": self.retain_bound,
             "forget_bound": self.forget_bound,
             "quarantined": len(self.outliers),
@@ -61,11 +61,24 @@ class Contamination:
         }
 
 
+class Titled(Protocol):
+    """A piece of a document, which `key` names by corpus and number."""
+
+    @property
+    def key(self) -> tuple[str, int]: ...
+    @property
+    def text(self) -> str: ...
+
+
 def find_contamination(windows: Sequence[ReadWindow]) -> Contamination:
-    """Score the documents of the fit and calibration splits, and find the outliers."""
-    scores = cross_fitted_scores(labelled_means(windows))
+    """Score the documents of the fit and calibration splits by the residual stream, and find the outliers."""
+    return contamination(windows, cross_fitted_scores(labelled_means(windows)).tolist())
+
+
+def contamination(windows: Sequence[Titled], scores: Sequence[float]) -> Contamination:
+    """The outliers by the cross-fitted scores of the windows."""
     documents: dict[tuple[str, int], list[tuple[float, str]]] = {}
-    for window, score in zip(windows, scores.tolist(), strict=True):
+    for window, score in zip(windows, scores, strict=True):
         documents.setdefault(window.key, []).append((score, window.text))
     averages = {key: sum(score for score, _ in found) / len(found) for key, found in documents.items()}
     forget_median = median(value for (corpus, _), value in averages.items() if corpus == FORGET)

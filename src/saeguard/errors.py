@@ -24,6 +24,9 @@
     │   └── ArtifactMismatchError       made for another model, tokenizer or layer
     ├── EvaluationError                 a test that cannot be run, or a result that cannot be read
     │   └── JudgeError                  a judge that cannot be reached, or whose answer cannot be read
+    ├── BaselineError                   a method to compare with that cannot be fitted
+    │   ├── DoesNotFitError             it needs more memory than there is
+    │   └── NonFiniteLossError          its loss became NaN or infinite
     ├── MergeError                      guardrails that cannot become one
     ├── DownloadError                   a file that could not be fetched whole
     └── UsageError                      wrong use of the command line
@@ -142,6 +145,21 @@ class EvaluationError(GuardrailError):
 
 class JudgeError(EvaluationError):
     """A judge that cannot be reached, or whose answer cannot be read."""
+
+
+class BaselineError(GuardrailError):
+    """A method to compare with that cannot be fitted, or whose result cannot be written."""
+
+
+class DoesNotFitError(BaselineError):
+    """A run that needs more memory than there is; said before it starts."""
+
+
+class NonFiniteLossError(BaselineError):
+    """A loss or a weight that is NaN or infinite. `step` is where, `checkpoint` the last good state, if any."""
+
+    step: int = 0
+    checkpoint: str | None = None
 
 
 class MergeError(GuardrailError):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from saeguard.calibration import Bound, Calibration, Method, Percentile, Rate, calibrate, rate_above
+from saeguard.calibration import Bound, Calibration, Conformal, Method, Rate, calibrate, rate_above
 from saeguard.gate import Gate
 from saeguard.longrun import FalseAlarms, Scored, false_alarms, long_run_bound
 from saeguard.sample import FORGET, ScoredWindow, delay, statistics, trajectories
@@ -170,7 +170,7 @@ def _texts(scored: Sequence[ScoredWindow]) -> dict[str, list[Scored]]:
 
 def _long_run(gate: Gate, method: Method, texts: Mapping[str, Sequence[Scored]]) -> list[Bound]:
     """What a promise for long text asks of the threshold, if there is one."""
-    if isinstance(method, Percentile) or method.per_1000 is None:
+    if not isinstance(method, Conformal) or method.per_1000 is None:
         return []
     return [
         Bound(f"{name}, long text", len(its), long_run_bound(gate.accumulator, its, method.per_1000, group=name))

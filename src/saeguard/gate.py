@@ -140,6 +140,10 @@ class Gate:
             return self.scorer.weights.cpu() > 0
         return torch.ones(n, dtype=torch.bool)
 
+    def always(self, threshold: float) -> bool:
+        """Whether it triggers at the first token that counts, whatever that is: no density is below 0."""
+        return isinstance(self.scorer, Density) and threshold < 0
+
     def eligible(self, masks: TokenMasks) -> Tensor:
         """Tokens (batch, tokens) that can be hot."""
         return masks.valid if self.counts == "valid" else masks.attended & ~masks.first

@@ -55,14 +55,8 @@ def answer(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=how.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id, **sampling,
         )  # fmt: skip
-        verdicts = guard.all_verdicts[0] if guard else []
+        verdicts, refuses = (guard.all_verdicts[0], guard.refusals[0]) if guard else ([], False)
     text = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
-    if guardrail is not None and refused(guardrail, verdicts):
+    if refuses:
         text = REFUSAL
     return Answer(text, max(verdicts, key=lambda v: (v.triggered, v.statistic - v.threshold), default=None))
-
-
-def refused(guardrail: Guardrail, verdicts: Sequence[Verdict]) -> bool:
-    """Whether a rule that refuses has triggered, of the verdicts of all rules on one sequence."""
-    rules = zip(guardrail.rules, verdicts, strict=True)
-    return any(rule.action == "refuse" and verdict.triggered for rule, verdict in rules)

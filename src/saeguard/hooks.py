@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -56,6 +58,17 @@ def around(module: nn.Module, before: Before, after: After | None = None) -> Ite
         if after is not None:
             stack.callback(module.register_forward_hook(after, with_kwargs=True, always_call=True).remove)
         yield
+
+
+def inputs_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call of a module is given, by the names that its `forward` has for it."""
+    bound = _signature(type(module).forward).bind_partial(module, *args, **kwargs)
+    return {**bound.arguments, **bound.kwargs}
+
+
+@cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 def _of_output(output: Any, change: Change) -> Any:

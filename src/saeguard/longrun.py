@@ -19,7 +19,7 @@ from torch import Tensor
 from saeguard.errors import TooFewSequencesError
 from saeguard.gate import Accumulator
 
-ORDERS = 8
+ORDERS = 4
 BLOCK = 256
 HALVINGS = 20
 THOUSAND = 1000

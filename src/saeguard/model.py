@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from saeguard.errors import LayerError, ModelError
 from saeguard.hookpoints import HookPoint, port_in, width_at
@@ -37,6 +38,16 @@ def load_model(source: str | Path, *, device: str = "auto", dtype: str = "auto")
         raise ModelError(f"cannot load the model {source}: {error}") from error
     placed = bool(spread) or getattr(model, "is_quantized", False)
     return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def empty_model(source: str | Path) -> PreTrainedModel:
+    """A causal LM without its weights, for its shapes: nothing is read but the configuration. Raises `ModelError`."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"cannot read the configuration of the model {source}: {error}") from error
+    return model
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -109,6 +120,13 @@ def decoder_layer(model: nn.Module, layer: int) -> nn.Module:
     return layers[layer]
 
 
+def linear_modules(model: nn.Module, layers: Iterable[int]) -> list[str]:
+    """Names of the linear modules of some decoder blocks, transposed ones (GPT-2) too."""
+    names = {module: name for name, module in model.named_modules()}
+    blocks = decoder_layers(model)
+    return [names[part] for layer in layers for part in blocks[layer].modules() if isinstance(part, nn.Linear | Conv1D)]
+
+
 def entrances(model: nn.Module) -> list[nn.Module]:
     """The modules that hold the decoder blocks, from the Hugging Face model inwards: every pass goes through one.
 
@@ -124,6 +142,11 @@ def port_at(model: nn.Module, point: HookPoint) -> Port:
     return port_in(decoder_layer(model, point.layer), point.hook)
 
 
+def embedding_port(model: nn.Module) -> Port:
+    """Where the embeddings of the tokens come out."""
+    return Port(_base(model).get_input_embeddings(), "output")
+
+
 def width_of(model: nn.Module, point: HookPoint) -> int:
     """The last dimension of the values at a hook point."""
     return width_at(port_at(model, point), text_config(model).hidden_size)
@@ -133,32 +156,48 @@ class _Enough(Exception):
     """Ends a forward pass once the last layer asked for has run."""
 
 
-def capture(
-    model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
-) -> dict[HookPoint, Tensor]:
-    """The values (batch, tokens, d) at some hook points. No block after the last one asked for is run."""
-    found: dict[HookPoint, Tensor] = {}
+def run_to(model: nn.Module, layer: int, input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Run a model up to and with block `layer`, for what hooks see there. No later block is run.
 
-    def keep(point: HookPoint) -> Change:
-        def see(values: Tensor) -> None:
-            # A copy: some blocks add to what their parts return in place, and some flatten batch and tokens.
-            found[point] = values.reshape(*input_ids.shape, -1).clone()
-
-        return see
+    With gradients where those are on.
+    """
 
     def stop(values: Tensor) -> None:
         raise _Enough
 
-    last = HookPoint(max(point.layer for point in points))
-    with torch.inference_mode(), ExitStack() as stack:
+    with at(port_at(model, HookPoint(layer)), stop), suppress(_Enough):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
+
+def capture(
+    model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
+) -> dict[HookPoint, Tensor]:
+    """The values (batch, tokens, d) at some hook points. No block after the last one asked for is run."""
+    with torch.inference_mode():
+        return passing(model, points, input_ids, attention_mask)
+
+
+def passing(
+    model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
+) -> dict[HookPoint, Tensor]:
+    """As `capture`, with gradients where those are on."""
+    found: dict[HookPoint, Tensor] = {}
+
+    def keep(point: HookPoint) -> Change:
+        def see(values: Tensor) -> None:
+            # A copy: some blocks add to what their parts return in place.
+            found[point] = values.clone()
+
+        return see
+
+    with ExitStack() as stack:
         for point in points:
             stack.enter_context(at(port_at(model, point), keep(point)))
-        stack.enter_context(at(port_at(model, last), stop))
-        with suppress(_Enough):
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        run_to(model, max(point.layer for point in points), input_ids, attention_mask)
     if missing := [str(point) for point in points if point not in found]:
         raise ModelError(f"{type(model).__name__} ran without passing {', '.join(missing)}")
-    return found
+    # Only now: some blocks flatten batch and tokens, and a guard may first read other sequences in the same pass.
+    return {point: values.reshape(*input_ids.shape, -1) for point, values in found.items()}
 
 
 def residual_streams(
@@ -172,6 +211,32 @@ def residual_streams(
 def residual_stream(model: nn.Module, layer: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Residual stream (batch, tokens, d_model) after block `layer`. No later block is run."""
     return residual_streams(model, [layer], input_ids, attention_mask)[layer]
+
+
+def values_of_embeddings(model: nn.Module, point: HookPoint, embeddings: Tensor) -> Tensor:
+    """The values (batch, tokens, d) at a hook point for embedded tokens, through which gradients flow."""
+    found: list[Tensor] = []
+
+    def keep(values: Tensor) -> None:
+        found.append(values)
+        raise _Enough
+
+    with at(port_at(model, point), keep), suppress(_Enough):
+        model(inputs_embeds=embeddings, use_cache=False)
+    return found[0].reshape(*embeddings.shape[:2], -1)
+
+
+def unembed(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits (..., vocabulary) of a residual stream after any block: through the model's last norm and its head.
+
+    A cap that the model puts on its logits is left out; it changes no order.
+    """
+    norms = [module for module in entrances(model)[-1].children() if "norm" in type(module).__name__.lower()]
+    head = _base(model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not norms or head is None:
+        raise ModelError(f"{type(model).__name__} has no norm after its blocks, or no head: nothing can be read out")
+    logits: Tensor = head(norms[-1](hidden))
+    return logits
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:

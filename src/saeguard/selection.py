@@ -7,6 +7,8 @@
 With several retain corpora the retain score is the worst case (maximum over corpora) or pooled.
 Kept: forget score at or above its 5th percentile and ratio at or above its `p_ratio` percentile; then
 the n of highest forget score (facts: the authors' code, A2 and A3).
+With a retain threshold (Farrell et al., arXiv 2410.19278): of the features that fire at no more than that share of
+retain tokens, the n that fire most often on forget text.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class SelectionRule:
     """Smallest retain score in the ratio, relative to the largest retain score of any feature."""
     as_authors: bool = False
     """Round means to 6 decimals and add 1e-21 instead of the floor, as the authors' code does."""
+    retain_rate: float | None = None
+    """The retain threshold: the largest share of retain tokens at which a feature may fire, in place of the ratio."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,13 @@ def retain_score(retain: Mapping[str, FeatureStatistics], rule: SelectionRule) -
     return torch.stack([score(statistics, rule) for statistics in retain.values()]).amax(dim=0)
 
 
+def retain_rate(retain: Mapping[str, FeatureStatistics], rule: SelectionRule) -> Tensor:
+    """Share of retain tokens at which each feature fires (d_sae,): the maximum over the corpora, or pooled."""
+    if rule.retain == "pooled":
+        return reduce(FeatureStatistics.merge, retain.values()).firing_rate
+    return torch.stack([statistics.firing_rate for statistics in retain.values()]).amax(dim=0)
+
+
 def importance_ratio(forget: Tensor, retain: Tensor, rule: SelectionRule) -> Tensor:
     """forget / retain of every feature, kept finite by the rule's floor."""
     if rule.as_authors:
@@ -85,20 +96,23 @@ def importance_ratio(forget: Tensor, retain: Tensor, rule: SelectionRule) -> Ten
 def select(
     forget: FeatureStatistics, retain: Mapping[str, FeatureStatistics], rule: SelectionRule
 ) -> list[SelectedFeature]:
-    """The features that pass the rule, by falling forget score. Raises `SelectionError`."""
-    forget_score, kept_score = score(forget, rule), retain_score(retain, rule)
-    ratio = importance_ratio(forget_score, kept_score, rule)
-    keep = (forget_score >= percentile(forget_score, FORGET_PERCENTILE)) & (ratio >= percentile(ratio, rule.p_ratio))
-    keep &= forget_score > 0
-    ids = keep.nonzero().flatten()
+    """The features that pass the rule, by falling forget score (or firing rate). Raises `SelectionError`."""
+    if rule.retain_rate is None:
+        rank, limit = score(forget, rule), f"lower --p-ratio (now {rule.p_ratio})"
+        ratio = importance_ratio(rank, retain_score(retain, rule), rule)
+        keep = (rank >= percentile(rank, FORGET_PERCENTILE)) & (ratio >= percentile(ratio, rule.p_ratio))
+    else:
+        rank, limit = forget.firing_rate, f"raise --retain-rate (now {rule.retain_rate})"
+        keep = retain_rate(retain, rule) <= rule.retain_rate
+    ids = (keep & (rank > 0)).nonzero().flatten()
     if len(ids) < rule.n:
         raise SelectionError.mismatch(
             "features that pass selection",
             found=len(ids),
             expected=f"at least n = {rule.n}",
-            fix=f"Ask for fewer (--n {max(1, len(ids))}) or lower --p-ratio (now {rule.p_ratio}).",
+            fix=f"Ask for fewer (--n {max(1, len(ids))}) or {limit}.",
         )
-    order = forget_score[ids].sort(descending=True, stable=True).indices
+    order = rank[ids].sort(descending=True, stable=True).indices
     return describe(ids[order[: rule.n]].tolist(), forget, retain, rule)
 
 

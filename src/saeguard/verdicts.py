@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,18 @@ class Verdict:
     features: tuple[int, ...]
 
 
+class Watch(Protocol):
+    """What is asked of a guard at work, of whatever kind: about each sequence of the last pass, or prompt."""
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What was decided."""
+
+    @property
+    def refusals(self) -> list[bool]:
+        """Whether the answer is the refusal."""
+
+
 def verdicts(track: Track, rules: Sequence[Rule]) -> list[list[Verdict]]:
     """For each row of a track, the verdict of every rule."""
     found: list[list[Verdict]] = []
@@ -46,6 +59,11 @@ def verdicts(track: Track, rules: Sequence[Rule]) -> list[list[Verdict]]:
 def _one_row(record: RuleTrack, row: int) -> RuleTrack:
     """(1, tokens) of one row, on the CPU."""
     return record.map(lambda part: part[row : row + 1].cpu())
+
+
+def refused(rules: Sequence[Rule], its: Sequence[Verdict]) -> bool:
+    """Whether a rule that refuses has triggered, of the verdicts of all rules on one sequence."""
+    return any(rule.action == "refuse" and verdict.triggered for rule, verdict in zip(rules, its, strict=True))
 
 
 def _verdict(rule: Rule, record: RuleTrack, attended: Tensor, counts: Tensor) -> Verdict:

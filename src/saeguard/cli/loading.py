@@ -22,13 +22,18 @@ class Loaded:
 
     def sae_and_layer(self, sae: str | None, layer: int | None) -> tuple[SparseAutoencoder, int]:
         """The SAE asked for and the layer it guards. Raises `UsageError` where one cannot be known."""
-        if sae is None and not self.embedded:
-            raise UsageError("--sae is needed with --model: the embedded SAE belongs to the embedded model")
-        found = embedded_sae() if sae is None else SparseAutoencoder.load(sae)
-        layer = layer if layer is not None else (LAYER if sae is None else found.layer)
-        if layer is None:
-            raise UsageError(f"--layer is needed: the SAE {sae} does not say which layer it was trained on")
-        return found, layer
+        return sae_and_layer(sae, layer, embedded=self.embedded)
+
+
+def sae_and_layer(sae: str | None, layer: int | None, *, embedded: bool) -> tuple[SparseAutoencoder, int]:
+    """The SAE asked for and the layer it guards; `embedded`: in the embedded model. Raises `UsageError`."""
+    if sae is None and not embedded:
+        raise UsageError("--sae is needed with --model: the embedded SAE belongs to the embedded model")
+    found = embedded_sae() if sae is None else SparseAutoencoder.load(sae)
+    layer = layer if layer is not None else (LAYER if sae is None else found.layer)
+    if layer is None:
+        raise UsageError(f"--layer is needed: the SAE {sae} does not say which layer it was trained on")
+    return found, layer
 
 
 def load(args: argparse.Namespace) -> Loaded:

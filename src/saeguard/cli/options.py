@@ -57,6 +57,18 @@ def config_of(config: type[C], args: argparse.Namespace, start: C | None = None)
     return dataclasses.replace(config() if start is None else start, **given)  # type: ignore[type-var]
 
 
+def words_of(config: Any) -> list[str]:
+    """The options that give this config dataclass again."""
+    words: list[str] = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
 def fit_config(args: argparse.Namespace) -> FitConfig:
     """The preset with the options that were given."""
     return config_of(FitConfig, args, PRESETS[args.preset])

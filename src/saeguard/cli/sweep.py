@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from saeguard.cli.judging import MANY, add_report, add_sources, show, sources
 from saeguard.cli.options import add_common, add_fields, add_model, config_of, console, named_files
+from saeguard.cli.texts import add_texts, fit_texts
 from saeguard.config import PRESETS
 from saeguard.errors import UsageError
 from saeguard.evaluation.config import SweepAxes
 
 if TYPE_CHECKING:
     from saeguard.cli.loading import Loaded
-    from saeguard.evaluation.sweep import Place, Texts
+    from saeguard.evaluation.sweep import Place
 
 HELP = "fit with many settings, choose one on dev questions, judge it on test questions"
 EXAMPLE = "saeguard sweep --n 10 20 40 --strength 0.25 0.5 1 --gate probe --out guardrails/best --page sweep.html"
@@ -23,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `sweep`."""
     add_model(parser)
     parser.add_argument("--at", **MANY, metavar="LAYER=SAE", help="layers and SAEs to try (default: the embedded one)")
-    parser.add_argument("--forget", metavar="FILE", help="texts to forget (default: those of the starter set)")
-    parser.add_argument("--retain", **MANY, metavar="NAME=FILE", help="named texts that must stay untouched")
+    add_texts(parser)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="the settings that are not swept")
     parser.add_argument("--name", default="forget", metavar="TEXT", help="name of the rule (default: forget)")
     parser.add_argument("--force", action="store_true", help="fit although an SAE does not fit (see doctor)")
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> None:
     from saeguard.evaluation.harness import Settings
     from saeguard.evaluation.result import write_result
     from saeguard.evaluation.subject import Loader
-    from saeguard.evaluation.sweep import Sweep
+    from saeguard.evaluation.sweep import Sweep, Texts
 
     axes: dict[str, Any] = {name: values for name, values in vars(config_of(SweepAxes, args)).items() if values}
     if not axes and len(args.at) < 2:
         raise UsageError("nothing to sweep: give a setting several values, for example --n 10 20 40")
     loaded = load(args)
-    places, texts = _places(args, loaded), _texts(args)
+    places, texts = _places(args, loaded), Texts(*fit_texts(args))
     if len(places) > 1:
         axes["at"] = [place.name for place in places]
     base = replace(PRESETS[args.preset], name=args.name, seed=args.seed, force=args.force)
@@ -88,15 +88,3 @@ def _places(args: argparse.Namespace, loaded: Loaded) -> list[Place]:
         sae, layer = loaded.sae_and_layer(source, int(layer_text))
         found.append(Place(f"{layer}={source}", layer, sae))
     return found
-
-
-def _texts(args: argparse.Namespace) -> Texts:
-    from saeguard.embedded import starter_set
-    from saeguard.evaluation.sweep import Texts
-
-    if args.forget and args.retain:
-        return Texts(args.forget, named_files(args.retain))
-    if args.forget or args.retain:
-        raise UsageError("--forget and --retain go together (without both, the starter set is used)")
-    starter = starter_set()
-    return Texts(str(starter.forget), {name: str(path) for name, path in starter.retain.items()})

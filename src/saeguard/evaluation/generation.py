@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saeguard.evaluation.subject import Opened
-from saeguard.generate import REFUSAL, refused
+from saeguard.generate import REFUSAL
 
 BATCH_PROMPTS = 32
 
@@ -47,8 +47,7 @@ def generate_answers(
     lengths = [sum(token not in special for token in row) for row in rows]
     if it.guard is None:
         return [Generated(text, tokens, None, None) for text, tokens in zip(texts, lengths, strict=True)]
-    answers = []
-    for text, tokens, verdict, all_rules in zip(texts, lengths, it.guard.verdicts, it.guard.all_verdicts, strict=True):
-        said = REFUSAL if refused(it.guard.guardrail, all_rules) else text
-        answers.append(Generated(said, tokens, verdict.triggered, verdict.statistic))
-    return answers
+    return [
+        Generated(REFUSAL if refuses else text, tokens, verdict.triggered, verdict.statistic)
+        for text, tokens, verdict, refuses in zip(texts, lengths, it.guard.verdicts, it.guard.refusals, strict=True)
+    ]

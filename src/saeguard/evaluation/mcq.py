@@ -25,7 +25,7 @@ from saeguard.corpus import read_rows
 from saeguard.errors import CorpusError
 from saeguard.evaluation.prefix import Read, common_prefix, read, read_endings, read_options
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Guard, Verdict
+from saeguard.verdicts import Verdict, Watch
 from saeguard.windows import bos_ids, chat_ids
 
 Form = Literal["cloze", "letters"]
@@ -47,12 +47,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model chose, whether that is right, whether the question triggered the guardrail, and its verdict."""
+    """What the model chose, whether that is right, whether the question triggered the guardrail, its verdict, and
+    whether the question was refused. A refused question has no answer: none is right."""
 
     chosen: int
     right: bool
     triggered: bool
     verdict: Verdict | None = None
+    refused: bool = False
 
 
 def read_questions(path: str | Path) -> list[Question]:
@@ -136,13 +138,20 @@ def prompt_of(tokenizer: Any, question: Question, form: Form) -> list[int]:
 
 
 def answer_batch(
-    model: Any, tokenizer: Any, batch: Sequence[Question], guard: Guard | None, form: Form
+    model: Any, tokenizer: Any, batch: Sequence[Question], guard: Watch | None, form: Form
 ) -> list[Answer]:
     """Answer questions that have equally many options, in one batch."""
     prompts = [prompt_of(tokenizer, question, form) for question in batch]
     if form == "letters":
         letters = _letter_ids(tokenizer, len(batch[0].choices))
         return [_by_letter(one, letters, q) for one, q in zip(read(model, prompts, guard), batch, strict=True)]
+    return answer_prompts(model, tokenizer, prompts, batch, guard)
+
+
+def answer_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch: Sequence[Question], guard: Watch | None
+) -> list[Answer]:
+    """In cloze form, questions with equally many options that are asked by the ids of any prompts."""
     options = [[_ids(tokenizer, f" {choice}") for choice in question.choices] for question in batch]
     answers = []
     for one, its, question in zip(read_options(model, prompts, options, guard), options, batch, strict=True):
@@ -150,7 +159,7 @@ def answer_batch(
         for option, later in zip(its, one.later, strict=True):
             rest = later[torch.arange(len(option) - 1), torch.tensor(option[1:], dtype=torch.long)]
             scores.append(float((one.log_probabilities[option[0]] + rest.sum()) / len(option)))
-        answers.append(_answer(scores, one.verdict, question))
+        answers.append(_answer(scores, one, question))
     return answers
 
 
@@ -180,12 +189,13 @@ def right_in_all_orders(model: Any, tokenizer: Any, question: Question) -> bool:
 
 def _by_letter(one: Read, letters: Sequence[list[int]], question: Question) -> Answer:
     scores = [float(one.log_probabilities[ids].max()) for ids in letters]
-    return _answer(scores, one.verdict, question)
+    return _answer(scores, one, question)
 
 
-def _answer(scores: Sequence[float], verdict: Verdict | None, question: Question) -> Answer:
+def _answer(scores: Sequence[float], one: Read, question: Question) -> Answer:
     chosen = max(range(len(scores)), key=scores.__getitem__)
-    return Answer(chosen, chosen == question.answer, verdict is not None and verdict.triggered, verdict)
+    triggered = one.verdict is not None and one.verdict.triggered
+    return Answer(chosen, chosen == question.answer and not one.refused, triggered, one.verdict, one.refused)
 
 
 def _letter_ids(tokenizer: Any, count: int) -> list[list[int]]:

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from saeguard.intervention import Guard, Verdict
+from saeguard.verdicts import Verdict, Watch
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a model made of one token sequence: log-probabilities (vocabulary,) of the token that comes next, and the
-    guard's verdict, where there is a guard."""
+    """What a model made of one token sequence: log-probabilities (vocabulary,) of the token that comes next, and,
+    where there is a guard, its verdict and whether the answer is the refusal."""
 
     log_probabilities: Tensor
     verdict: Verdict | None
+    refused: bool
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,14 @@ class ReadOn(Read):
     later: tuple[Tensor, ...]
 
 
-def read(model: Any, rows: Sequence[list[int]], guard: Guard | None) -> list[Read]:
+def read(model: Any, rows: Sequence[list[int]], guard: Watch | None) -> list[Read]:
     """Read token sequences in one batch."""
     logits, _, _ = _read_prompts(model, rows)
     return _reads(logits, guard)
 
 
 def read_options(
-    model: Any, prompts: Sequence[list[int]], branches: Sequence[Sequence[list[int]]], guard: Guard | None
+    model: Any, prompts: Sequence[list[int]], branches: Sequence[Sequence[list[int]]], guard: Watch | None
 ) -> list[ReadOn]:
     """Read prompts, then equally many branches of each; the verdicts are those on the prompts alone."""
     logits, mask, cache = _read_prompts(model, prompts)
@@ -56,13 +57,13 @@ def read_options(
         later = _read_on(model, tokens, token_mask, mask, cache, per_prompt, keep=0).log_softmax(dim=-1)
     cut = [later[i, : len(row) - 1] for i, row in enumerate(rows)]
     return [
-        ReadOn(one.log_probabilities, one.verdict, tuple(cut[i * per_prompt : (i + 1) * per_prompt]))
+        ReadOn(one.log_probabilities, one.verdict, one.refused, tuple(cut[i * per_prompt : (i + 1) * per_prompt]))
         for i, one in enumerate(reads)
     ]
 
 
 def read_endings(
-    model: Any, prompts: Sequence[list[int]], branches: Sequence[Sequence[list[int]]], guard: Guard | None
+    model: Any, prompts: Sequence[list[int]], branches: Sequence[Sequence[list[int]]], guard: Watch | None
 ) -> list[list[Read]]:
     """Read prompts, then equally many branches of each to their ends; one `Read` a branch."""
     _, mask, cache = _read_prompts(model, prompts)
@@ -106,9 +107,11 @@ def _read_on(
     return logits.float().cpu()
 
 
-def _reads(logits: Tensor, guard: Guard | None) -> list[Read]:
-    verdicts: Sequence[Verdict | None] = guard.verdicts if guard else [None] * len(logits)
-    return [Read(row, verdict) for row, verdict in zip(logits.log_softmax(dim=-1), verdicts, strict=True)]
+def _reads(logits: Tensor, guard: Watch | None) -> list[Read]:
+    rows = logits.log_softmax(dim=-1)
+    if guard is None:
+        return [Read(row, None, False) for row in rows]
+    return [Read(*one) for one in zip(rows, guard.verdicts, guard.refusals, strict=True)]
 
 
 def _pad(rows: Sequence[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:

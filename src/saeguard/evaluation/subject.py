@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from saeguard.artifact import fingerprint
+from saeguard.baselines import prompt_gate
 from saeguard.errors import ModelError
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Guard
 from saeguard.model import load_model, model_fingerprint, tokenizer_fingerprint
+from saeguard.verdicts import Watch
 
-Attach = Callable[[Any, Any], AbstractContextManager[Guard | None]]
+Attach = Callable[[Any, Any], AbstractContextManager[Watch | None]]
 Load = Callable[[], tuple[Any, Any]]
 ADAPTER_FILE = "adapter_config.json"
 
@@ -44,6 +45,11 @@ class Loader:
             "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type,
         }  # fmt: skip
 
+    def release(self) -> None:
+        """Let go of the model, once its identity is known; it is loaded again when it is asked for again."""
+        if self.identity:
+            self.__dict__.pop("loaded", None)
+
 
 class Opened:
     """A subject at work. `guard` has the verdicts of the last forward pass, where there is a guardrail."""
@@ -60,7 +66,7 @@ class Opened:
         yield self.model
         self.guard = self._enter()
 
-    def _enter(self) -> Guard | None:
+    def _enter(self) -> Watch | None:
         return None if self._attach is None else self._stack.enter_context(self._attach(self.model, self.tokenizer))
 
 
@@ -75,10 +81,24 @@ class Subject:
     guardrail: Guardrail | None = None
 
     @classmethod
-    def guarded(cls, name: str, loader: Loader, guardrail: Guardrail) -> Subject:
-        """A model under a guardrail."""
-        identity = {"guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae)}
-        return cls(name, loader, guardrail.attach, identity, guardrail)
+    def guarded(cls, name: str, loader: Loader, guardrail: Guardrail, *, normalise: bool = False) -> Subject:
+        """A model under a guardrail, which with `normalise` also reads prompts with odd spelling undone."""
+        identity = {
+            "guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae),
+            **({"normalise": True} if normalise else {}),
+        }  # fmt: skip
+        return cls(name, loader, partial(guardrail.attach, normalise=normalise), identity, guardrail)
+
+    @classmethod
+    def fitted(cls, name: str, loader: Loader, source: str, *, normalise: bool = False) -> Subject:
+        """A model under what a folder (or, of guardrails, a hub id) holds: a guardrail or a prompt gate.
+
+        `normalise` is of guardrails.
+        """
+        if not prompt_gate.KIND.is_at(source):
+            return cls.guarded(name, loader, Guardrail.from_pretrained(source), normalise=normalise)
+        gate = prompt_gate.PromptGate.from_pretrained(source)
+        return cls(name, loader, gate.attach, gate.identity)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def by_meaning(rows: Sequence[Explanation], about: str, model: str) -> list[Matc
 
     `model` is a sentence-embedding model: a hub id or a folder.
     """
-    encoder = _encoder(model)
+    encoder = sentence_encoder(model)
     vectors = encoder.encode([about, *(row.text for row in rows)], normalize_embeddings=True, show_progress_bar=False)
     return _ranked(rows, np.asarray(vectors[1:] @ vectors[0], dtype=np.float64))
 
@@ -84,12 +84,13 @@ def _ranked(rows: Sequence[Explanation], scores: NDArray[np.float64]) -> list[Ma
     return sorted(best.values(), key=lambda match: (-match.score, match.feature))
 
 
-def _encoder(model: str) -> Any:
+def sentence_encoder(model: str) -> Any:
+    """A sentence-embedding model by hub id or folder. Raises `ExplanationError`."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ExplanationError(
-            "searching by meaning needs sentence-transformers: pip install 'saeguard[semantic]'"
+            "sentence embeddings need sentence-transformers: pip install 'saeguard[semantic]'"
         ) from error
     try:
         return SentenceTransformer(model)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from saeguard.errors import EvaluationError
 from saeguard.report import evaluation_plots as plots
+from saeguard.report.comparison_view import comparison_plots, comparison_tables
 from saeguard.report.evaluation_limits import limits
 from saeguard.report.evaluation_view import Row, find, sections, subject_names, tested, value
 from saeguard.report.plots import scoped
@@ -49,6 +50,7 @@ def render_page(result: Mapping[str, Any]) -> str:
     return environment.from_string((folder / "evaluation.html.j2").read_text("utf-8")).render(
         css=Markup((folder / "page.css").read_text("utf-8")), **_heading(result), sections=found,
         tiles=_tiles(result), meanings=_meanings(found), plots=_plots(result), sweep=sweep_table(result),
+        comparison=comparison_tables(result),
         examples=_examples(result), kept=result["settings"]["keep_text"], limits=limits(result), tested=tested(result),
     )  # fmt: skip
 
@@ -57,6 +59,8 @@ def render_markdown(result: Mapping[str, Any]) -> str:
     """The tables, limits and provenance as Markdown."""
     heading, found = _heading(result), sections(result)
     lines = [f"# {heading['title']}", "", heading["lead"], ""]
+    for table in comparison_tables(result):
+        lines += [f"## {table['title']}", "", table["note"], "", *_markdown_table(table["head"], table["rows"]), ""]
     for section in found:
         lines += [f"## {section.title}", "", section.note, "", *_table(section.rows, heading["subjects"]), ""]
         if section.domains:
@@ -72,13 +76,21 @@ def render_markdown(result: Mapping[str, Any]) -> str:
 
 def _heading(result: Mapping[str, Any]) -> dict[str, Any]:
     names = subject_names(result)
-    guarded = [visible(name) for name in result["guardrails"]]
-    title = f"What {', '.join(guarded)} forgets and what else it changes" if guarded else f"How {', '.join(names)} does"
+    title = _title(result)
     against = f"Each subject answers the same items in the same way; differences are from {names[0]}."
     side = {"test": "Figures are of the test items; settings may only be chosen on the others.",
             "dev": "These are dev items: figures to choose settings by, not to report.",
             "all": "All items are used, those too on which settings may have been chosen."}  # fmt: skip
     return {"title": title, "lead": f"{against} {side[result['settings']['split']]}", "subjects": names}
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    if "comparison" in result:
+        return f"Compared: {', '.join(map(visible, result['comparison']['methods']))}"
+    guarded = [visible(name) for name in result["guardrails"]]
+    if guarded:
+        return f"What {', '.join(guarded)} forgets and what else it changes"
+    return f"How {', '.join(subject_names(result))} does"
 
 
 def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -87,7 +99,12 @@ def _tiles(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     reference, found = result["subjects"][0]["name"], []
     for task, measure, role, label in TILES:
         figure = find(result, task, measure, role)
-        if subject is None or figure is None or not {subject, reference} <= set(figure["estimates"]):
+        if (
+            "comparison" in result
+            or subject is None
+            or figure is None
+            or not {subject, reference} <= set(figure["estimates"])
+        ):
             continue
         before, after = (value(figure["kind"], figure["estimates"][name]["value"]) for name in (reference, subject))
         found.append((after if before == after else f"{before} → {after}", label))
@@ -101,8 +118,9 @@ def _meanings(found: Sequence[Any]) -> list[tuple[str, str]]:
 
 def _plots(result: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """Captions and pictures. They are SVG of our own making, escaped by matplotlib."""
-    made = [*_answers(result), *_frontier(result), *sweep_plots(result)]
-    for gate in result["gates"]:
+    compared = "comparison" in result
+    made = comparison_plots(result) if compared else [*_answers(result), *_frontier(result), *sweep_plots(result)]
+    for gate in () if compared else result["gates"]:
         name = f"{visible(gate['subject'])}, task {gate['task']}"
         if gate["curves"]:
             made.append((f"How well the gate tells the topic from the rest: {name}", plots.roc(gate)))

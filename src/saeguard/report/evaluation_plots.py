@@ -48,11 +48,14 @@ def before_after(figures: Sequence[Mapping[str, Any]], before: str, after: str, 
         return as_svg(figure, f"{label}, unguarded in grey and guarded in colour, per domain")
 
 
-def frontier(points: Sequence[Point], *, label: str = "accuracy off the topic") -> str:
-    """What is still known of the topic against what is kept of the rest; down and to the right is better."""
+def frontier(points: Sequence[Point], *, label: str = "accuracy off the topic", named: bool = False) -> str:
+    """What is still known of the topic against what is kept of the rest; down and to the right is better.
+
+    Every point has its name where there are few, or where that is asked for.
+    """
     with rc_context(STYLE):
         figure, axes = _figure(4.2)
-        many = len(points) > 8
+        many = len(points) > 8 and not named
         for point in points:
             colour = MARK if point.chosen else MUTED if many else INK
             x, y = point.utility[0], point.topic[0]

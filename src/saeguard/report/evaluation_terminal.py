@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from saeguard.report.comparison_view import comparison_tables
 from saeguard.report.evaluation_limits import limits
 from saeguard.report.evaluation_view import sections, subject_names
 
@@ -16,7 +17,14 @@ from saeguard.report.evaluation_view import sections, subject_names
 def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
     """Print the tables and what the guardrail does not do."""
     names = subject_names(result)
-    for section in sections(result):
+    compared = comparison_tables(result)
+    for shown in compared:
+        console.print(Text(f"\n{shown['title']}. {shown['note']}", style="bold"))
+        table = Table(*shown["head"], box=None, padding=(0, 1), header_style="dim")
+        for cells in shown["rows"]:
+            table.add_row(*map(Text, cells))
+        console.print(table)
+    for section in () if compared else sections(result):
         console.print(Text(f"\n{section.title}. {section.note}", style="bold"))
         table = Table(box=None, padding=(0, 1), header_style="dim")
         for column in ("task", "measure"):

@@ -292,6 +292,8 @@ def describe_method(rule: Rule) -> str:
     by = f", set by {visible(highest['group'])} (n = {highest['n']})" if highest else ""
     if (level := alpha(rule)) is not None:
         return f", split conformal at alpha = {level:g} for every retain corpus and length{by}"
+    if summary["method"]["kind"] == "fixed":
+        return ", given, not calibrated"
     return f", the {summary['method'].get('p_dyn', 0):g}th percentile of the retain windows"
 
 

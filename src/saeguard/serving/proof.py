@@ -47,7 +47,7 @@ def _read(engine: Engine, ids: Sequence[int], name: str) -> tuple[Reading, ...]:
 
 
 def _check(name: str, fires: Reading, silent: Sequence[Reading]) -> None:
-    if fires.verdict.triggered and not all(reading.verdict.triggered for reading in silent):
+    if fires.verdict.triggered and (not silent or not all(reading.verdict.triggered for reading in silent)):
         return
     statistics = [round(reading.verdict.statistic, 3) for reading in (fires, *silent)]
     raise ProofError.mismatch(

@@ -20,14 +20,17 @@ ORDINARY = (
 
 @dataclass(frozen=True)
 class ProofTexts:
-    """`fires` must trigger a rule; at least one of `ordinary` must not."""
+    """`fires` must trigger a rule; at least one of `ordinary` must not, where there are any."""
 
     fires: str
     ordinary: tuple[str, ...] = ORDINARY
 
     @classmethod
     def of(cls, rule: Rule) -> ProofTexts:
-        """The texts that a rule carries, else made of its strongest passages. Raises `ProofError` without either."""
+        """The texts that a rule carries, else made of its strongest passages. Raises `ProofError` without either.
+
+        A rule that always triggers is proved by firing alone.
+        """
         carried = rule.evidence.get("proof")
         if carried is not None:
             return cls(carried["fires"], (carried["silent"],))
@@ -35,7 +38,8 @@ class ProofTexts:
         topic = [f"{row['before']}{row['token']}{row['after']}" for row in rows if row["corpus"] == "forget"]
         if not topic:
             raise ProofError(f"rule {rule.name} carries no text that must fire. Fit it with this version.")
-        return cls(" ".join(topic[:PASSAGES]))
+        fires = " ".join(topic[:PASSAGES])
+        return cls(fires, ()) if rule.gate.always(rule.threshold) else cls(fires)
 
     def all(self) -> tuple[str, ...]:
         """The texts in the order in which `check_proof` takes their verdicts."""

@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from saeguard.evaluation.mcq import Form, Question, answer_batch, question_batches, right_in_all_orders
+from saeguard.evaluation.mcq import Answer, Form, Question, answer_batch, question_batches, right_in_all_orders
 from saeguard.evaluation.sources import QuestionSet
 from saeguard.evaluation.subject import Opened
 from saeguard.evaluation.task import Item, Measure, Record, Task, item_id
+from saeguard.generate import REFUSAL
 
 Protocol = Literal["plain", "paper"]
-ACCURACY = Measure("accuracy", "rate", "share of questions answered right", "knowledge")
+ACCURACY = Measure("accuracy", "rate", "share of questions answered right, of all of them", "knowledge")
+REFUSED = Measure(
+    "refused", "rate", "share of questions that were not answered but refused; they count as not right", "neutral"
+)
 ORDERS_AT_ONCE = 4
 
 
@@ -49,7 +53,7 @@ class MultipleChoice(Task):
     name: str = "mcq"
     form: Form = "cloze"
     protocol: Protocol = "plain"
-    measures: tuple[Measure, ...] = field(default=(ACCURACY,), init=False)
+    measures: tuple[Measure, ...] = field(default=(ACCURACY, REFUSED), init=False)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -73,16 +77,7 @@ class MultipleChoice(Task):
     def run(self, it: Opened, batch: Sequence[QuestionItem], seed: int) -> list[Record]:
         """Answer one batch."""
         answers = answer_batch(it.model, it.tokenizer, [item.question for item in batch], it.guard, self.form)
-        return [
-            Record(
-                item.id, item.domain, item.role, {"accuracy": float(answer.right)},
-                None if answer.verdict is None else answer.verdict.triggered,
-                None if answer.verdict is None else answer.verdict.statistic,
-                {"prompt": item.question.text, "answer": item.question.choices[answer.chosen],
-                 "reference": item.question.choices[item.question.answer]},
-            )
-            for item, answer in zip(batch, answers, strict=True)
-        ]  # fmt: skip
+        return [_record(item, answer) for item, answer in zip(batch, answers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -102,3 +97,15 @@ class AllOrders(MultipleChoice):
         return [
             Record(item.id, item.domain, item.role, {"kept": float(one)}) for item, one in zip(batch, kept, strict=True)
         ]
+
+
+def _record(item: QuestionItem, answer: Answer) -> Record:
+    verdict, choices = answer.verdict, item.question.choices
+    scores = {"accuracy": float(answer.right)} | ({} if verdict is None else {"refused": float(answer.refused)})
+    return Record(
+        item.id, item.domain, item.role, scores,
+        None if verdict is None else verdict.triggered,
+        None if verdict is None else verdict.statistic,
+        {"prompt": item.question.text, "answer": REFUSAL if answer.refused else choices[answer.chosen],
+         "reference": choices[item.question.answer]},
+    )  # fmt: skip

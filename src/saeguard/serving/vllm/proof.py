@@ -18,7 +18,7 @@ def check_proof(name: str, verdicts: Sequence[Verdict]) -> None:
     """Raises `ProofError` unless the first of the verdicts on `ProofTexts.all()` triggered and some other did not."""
     figures: Mapping[str, Any] = {"statistics": [round(v.statistic, 3) for v in verdicts]}
     fires, *others = (verdict.triggered for verdict in verdicts)
-    if not fires or all(others):
+    if not fires or (others and all(others)):
         raise ProofError.mismatch(
             f"start-up proof of guardrail {name} (threshold {verdicts[0].threshold:.3f}, {figures})",
             found="the topic's text did not fire" if not fires else "every ordinary text fired",

@@ -1,0 +1,132 @@
+"""`saeguard compare`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from saeguard.baselines.catalogue import BASELINES
+from saeguard.cli.judging import add_report, add_sources, show, sources
+from saeguard.cli.options import add_common, add_model, console
+from saeguard.cli.texts import add_texts, fit_texts
+from saeguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from saeguard.baselines.catalogue import Baseline, Cost, Trial
+
+HELP = "several methods with equal tuning budgets: one table and one frontier"
+EXAMPLE = "saeguard compare --methods dsg evidence probe static prompt-refuse --out compare.json --page compare.html"
+DEFAULT = [name for name, one in BASELINES.items() if not one.trains_weights]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `compare`."""
+    parser.add_argument("--methods", nargs="+", choices=list(BASELINES), default=DEFAULT, metavar="NAME",
+                        help="methods to compare, as `saeguard baseline list` names them "
+                        "(default: those that change no weights)")  # fmt: skip
+    parser.add_argument("--budget", type=int, default=8, metavar="N",
+                        help="configurations that each method may try (default: 8)")  # fmt: skip
+    parser.add_argument("--grid", choices=("small", "paper"), default="small",
+                        help="values tried of methods that train (default: small)")  # fmt: skip
+    parser.add_argument("--tolerance", type=float, default=0.01, metavar="X",
+                        help="accuracy off the topic that a setting may cost (default: 0.01)")  # fmt: skip
+    parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
+    parser.add_argument("--costs", action=argparse.BooleanOptionalAction, default=True,
+                        help="measure what fitting and running each chosen one takes (default: yes)")  # fmt: skip
+    add_model(parser)
+    parser.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
+    parser.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
+    parser.add_argument("--force", action="store_true", help="go on although the SAE does not fit (see doctor)")
+    add_texts(parser)
+    add_sources(parser)
+    parser.add_argument("--out", default="compare.json", metavar="FILE", help="the result (default: compare.json)")
+    parser.add_argument("--work", metavar="DIR", help="where finished work is kept (default: as OUT, ending in .work); "
+                        "a killed comparison resumes there")  # fmt: skip
+    add_report(parser)
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare, write the result, show it. Raises `UsageError`."""
+    from pathlib import Path
+
+    from saeguard.baselines.grids import with_grid
+    from saeguard.evaluation.catalogue import make_tasks
+    from saeguard.evaluation.comparison import Comparison, Measure
+    from saeguard.evaluation.config import EvalConfig
+    from saeguard.evaluation.harness import Settings
+    from saeguard.evaluation.result import write_result
+    from saeguard.evaluation.subject import Loader
+
+    if args.budget < 1:
+        raise UsageError(f"--budget {args.budget}: each method needs at least one configuration")
+    methods = [with_grid(BASELINES[name], args.grid) for name in dict.fromkeys(args.methods)]
+    work = Path(args.work or Path(args.out).with_suffix(".work"))
+    found = sources(args, [])
+    near = ["near"] if any(one.role == "near" for one in found.questions) else []
+    tuning, tasks = (make_tasks(names, found, EvalConfig()) for names in (["mcq", *near], ["mcq", *near, "open"]))
+    trial = _trial(args, methods, work)
+    measure: Measure | None = (lambda *one: _measured(args, *one)) if args.costs else None
+    comparison = Comparison(Loader(trial.load), trial, methods, args.budget, tuning, tasks, measure, work)
+    result = comparison.run(Settings(limit=args.limit, seed=args.seed), args.tolerance)
+    write_result(result, args.out)
+    show(result, args)
+    if not args.json:
+        console().print(f"\nResult: {args.out}. Draw it again: saeguard eval --render {args.out} --page page.html")
+
+
+def _trial(args: argparse.Namespace, methods: list[Baseline], work: Any) -> Trial:
+    """What all methods are fitted on."""
+    from saeguard.baselines.catalogue import Trial
+    from saeguard.cli.loading import load, sae_and_layer
+
+    def loaded() -> tuple[Any, Any]:
+        found = load(args)
+        return found.model, found.tokenizer
+
+    forget, retain = fit_texts(args)
+    wanted = any("sae" in one.needs for one in methods)
+    sae, layer = sae_and_layer(args.sae, args.layer, embedded=args.model is None) if wanted else (None, args.layer)
+    return Trial(
+        None, loaded, forget, retain, sae, layer, work, work, args.seed, args.force, args.model, args.device
+    )  # fmt: skip
+
+
+def _measured(args: argparse.Namespace, baseline: Baseline, settings: Any) -> Cost:
+    """Fit a method in a process and folders of its own. Raises `EvaluationError` where that fails."""
+    import json
+    import subprocess
+    import sys
+    import tempfile
+
+    from saeguard.baselines.catalogue import Cost
+    from saeguard.errors import EvaluationError
+
+    with tempfile.TemporaryDirectory(prefix="saeguard-") as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "saeguard.cli.main",
+            "baseline",
+            baseline.name,
+            *_words(args, baseline, settings),
+        ]
+        done = subprocess.run([*command, "--out", f"{folder}/out"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EvaluationError(f"measuring how long {baseline.name} takes to fit failed: {done.stderr.strip()[-500:]}")
+    found = json.loads(done.stdout)
+    return Cost(found["seconds"], found["peak_memory_mb"])
+
+
+def _words(args: argparse.Namespace, baseline: Baseline, settings: Any) -> list[str]:
+    """The options of `baseline` that say what this comparison says."""
+    from saeguard.cli.options import words_of
+
+    words = ["--json", "--seed", str(args.seed), "--device", args.device, "--dtype", args.dtype, *words_of(settings)]
+    places = ("model", "layer", "forget", *(["sae"] if "sae" in baseline.needs else []))
+    for name in places:
+        if getattr(args, name) is not None:
+            words += [f"--{name}", str(getattr(args, name))]
+    if args.retain:
+        words += ["--retain", *args.retain]
+    return words + (["--force"] if args.force and "sae" in baseline.needs else [])

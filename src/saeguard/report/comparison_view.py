@@ -1,0 +1,126 @@
+"""A comparison as rows to read: what each method forgets, keeps and breaks, what it costs, and what was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from saeguard.report import evaluation_plots as plots
+from saeguard.report.evaluation_view import find, interval, value
+from saeguard.report.view import number, percent, visible
+
+FIGURES = (
+    ("topic: right", "mcq", "accuracy", "topic"),
+    ("topic: refused", "mcq", "refused", "topic"),
+    ("near: right", "near", "accuracy", "near"),
+    ("near: refused", "near", "refused", "near"),
+    ("far: right", "mcq", "accuracy", "far"),
+    ("far: refused", "mcq", "refused", "far"),
+    ("topic, open: match", "open", "match", "topic"),
+    ("topic, open: gibberish", "open", "gibberish", "topic"),
+    ("topic, open: refusals", "open", "refusal", "topic"),
+    ("near, open: gibberish", "open", "gibberish", "near"),
+    ("far, open: gibberish", "open", "gibberish", "far"),
+)
+COSTS = ("method", "configurations tried", "chosen", "MB to ship")
+MEASURED = ("fit: seconds", "fit: peak MB", "ms a token", "overhead")
+NOTE = (
+    "Every method tried the same number of configurations, or all of its grid where that is smaller, and was chosen by "
+    "one rule on dev items; figures are of test items. A refused question counts as not right, on the topic as "
+    "elsewhere, so a refusing method can fall below chance (a quarter): judge it by what it keeps and what it refuses."
+)
+COST_NOTE = (
+    "Fitting: the chosen configuration alone, from nothing, in a process of its own. A token: median over single "
+    "prompts of the time to write 16 tokens, prompt included; the overhead is over the unguarded model, in pairs."
+)
+
+
+def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tables, each with title, note, head and rows; none where the result is of no comparison."""
+    if "comparison" not in result:
+        return []
+    names = [subject["name"] for subject in result["subjects"]]
+    figures = [(label, figure) for label, *key in FIGURES if (figure := find(result, *key)) is not None]
+    quality = [[visible(name), *(_cell(figure, name) for _, figure in figures)] for name in names]
+    methods = result["comparison"]["methods"]
+    return [
+        {"title": "The methods", "note": NOTE, "head": ["method", *(label for label, _ in figures)], "rows": quality},
+        _costs(methods),
+        {"title": "What was tried", "note": "Accuracy on dev items; off the topic is near and far together.",
+         "head": ["method", "configuration", "on the topic", "off the topic", ""],
+         "rows": [row for name, method in methods.items() for row in _tried(name, method)]},
+    ]  # fmt: skip
+
+
+def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The frontier on test items, and for each method all that it tried on dev items."""
+    far, near, topic = (find(result, *key) for key in (
+        ("mcq", "accuracy", "far"), ("near", "accuracy", "near"), ("mcq", "accuracy", "topic")))  # fmt: skip
+    made = []
+    for label, figure in (("accuracy on neighbours", near), ("accuracy on far topics", far)):
+        if figure is not None and topic is not None:
+            points = [
+                plots.Point(visible(name), _three(figure["estimates"][name]), _three(topic["estimates"][name]))
+                for name in topic["estimates"]
+            ]
+            caption = f"Forgetting against {label}, test items: down and to the right is better"
+            made.append((caption, plots.frontier(points, label=label, named=True)))
+    for name, method in result["comparison"]["methods"].items():
+        points = [
+            plots.Point(
+                _setting(p["setting"], method), _three(p["kept"]), _three(p["accuracy"]["topic"]), i == method["chosen"]
+            )
+            for i, p in enumerate(method["points"])
+        ]
+        made.append(
+            (f"{visible(name)}: all configurations on dev items, the chosen one marked", plots.frontier(points))
+        )
+    return made
+
+
+def _cell(figure: Mapping[str, Any], name: str) -> str:
+    estimate = figure["estimates"].get(name)
+    if estimate is None:
+        return "-"
+    return f"{value(figure['kind'], estimate['value'])} ({interval(figure['kind'], estimate)})"
+
+
+def _costs(methods: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen and has to be shipped; with what fitting and running takes, where that was measured."""
+    measured = all("fit" in method for method in methods.values())
+    rows = []
+    for name, method in methods.items():
+        chosen = method["points"][method["chosen"]]["setting"]
+        row = [visible(name), str(method["configurations"]), _setting(chosen, method), number(method["bytes"] / 1e6)]
+        rows.append(row + (_times(method["fit"], method["run"]) if measured else []))
+    head = [*COSTS, *(MEASURED if measured else ())]
+    return {"title": "What they cost", "note": COST_NOTE if measured else "", "head": head, "rows": rows}
+
+
+def _times(fit: Mapping[str, float], run: Mapping[str, float]) -> list[str]:
+    return [
+        f"{fit['seconds']:.0f}", f"{fit['peak_memory_mb']:.0f}", number(run["ms_per_token"]),
+        f"{100 * run['overhead']:+.1f} %",
+    ]  # fmt: skip
+
+
+def _tried(name: str, method: Mapping[str, Any]) -> list[list[str]]:
+    rows = [
+        [visible(name), _setting(point["setting"], method), percent(point["accuracy"]["topic"]["value"]),
+         percent(point["kept"]["value"]), "chosen" if i == method["chosen"] else ""]
+        for i, point in enumerate(method["points"])
+    ]  # fmt: skip
+    return rows + [
+        [visible(name), _setting(one["setting"], method), "-", "-", visible(one["why"])] for one in method["failed"]
+    ]
+
+
+def _setting(setting: Mapping[str, Any], method: Mapping[str, Any]) -> str:
+    """What varies of a setting among those that were tried; all of it where nothing does."""
+    tried = [*(point["setting"] for point in method["points"]), *(one["setting"] for one in method["failed"])]
+    varying = [axis for axis in setting if any(other[axis] != setting[axis] for other in tried)] or list(setting)
+    return visible(", ".join(f"{axis} {setting[axis]}" for axis in varying))
+
+
+def _three(estimate: Mapping[str, float]) -> tuple[float, float, float]:
+    return estimate["value"], estimate["low"], estimate["high"]

@@ -1,0 +1,161 @@
+"""`compare`: equal budgets, chosen on dev, reported on test, the same file after a stop, and what it shows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from saeguard.baselines import settings
+from saeguard.baselines.catalogue import BASELINES, Cost
+from saeguard.cli.main import main
+from saeguard.cli.options import words_of
+from saeguard.errors import EvaluationError
+from saeguard.evaluation.comparison import Comparison, drawn
+from saeguard.evaluation.harness import Settings
+from saeguard.evaluation.result import write_result
+from saeguard.evaluation.sources import QuestionSet
+from saeguard.evaluation.subject import Loader
+from saeguard.evaluation.tasks.multiple_choice import MultipleChoice
+from saeguard.evaluation.tasks.open import OpenAnswers
+from saeguard.report.comparison_view import comparison_tables
+from saeguard.report.evaluation_page import render_markdown, render_page
+from test_baselines import files as files
+from test_baselines import trial
+from test_evaluation import questions
+from topics import passages
+
+GRIDS = {
+    "conditional": {"n": (2, 4, 200), "strength": (0.5, 2.0)},
+    "prompt-refuse": {"alpha": (0.1, 0.2), "regularisation": (1.0, 10.0)},
+}
+"""The third n is more features than there are: that configuration cannot be fitted."""
+SETS = tuple(
+    QuestionSet(name, role, questions(topic, 14))
+    for name, role, topic in (("topic", "topic", "forget"), ("near", "near", "kitchen"), ("far", "far", "garden"))
+)
+
+
+class Stop(Exception):
+    """Ends a comparison in its middle."""
+
+
+@pytest.fixture
+def comparison(files, llama, tokenizer, tmp_path):
+    """Two methods with small grids, the fit measured in this process."""
+    base = trial(files, llama, tokenizer, tmp_path, None)
+    methods = [replace(BASELINES[name], grid=grid) for name, grid in GRIDS.items()]
+    topic = tuple(one for one in SETS if one.role != "near")
+    near = tuple(one for one in SETS if one.role == "near")
+    tuning = [MultipleChoice(topic), MultipleChoice(near, "near")]
+
+    def measure(baseline, chosen) -> Cost:
+        return baseline.run(replace(base, settings=chosen, out=tmp_path / f"alone-{baseline.name}"))
+
+    loader = Loader(lambda: (llama, tokenizer))
+    return Comparison(loader, base, methods, 6, tuning, [*tuning, OpenAnswers(SETS, 4)], measure, tmp_path / "work")
+
+
+def test_all_have_one_budget_and_the_result_shows_everything(comparison):
+    result = comparison.run(Settings(), 0.01)
+    methods = result["comparison"]["methods"]
+    assert {name: method["configurations"] for name, method in methods.items()} == {
+        "conditional": 6,
+        "prompt-refuse": 4,
+    }
+    assert [len(methods["conditional"]["failed"]), len(methods["prompt-refuse"]["failed"])] == [2, 0]
+    assert "SelectionError" in methods["conditional"]["failed"][0]["why"]
+    assert [one["name"] for one in result["subjects"]] == ["unguarded", *GRIDS]
+    assert result["settings"]["split"] == "test"
+    for method in methods.values():
+        assert method["fit"]["seconds"] > 0
+        assert method["bytes"] > 0
+        assert method["run"]["ms_per_token"] > 0
+    quality, cost, tried = comparison_tables(result)
+    assert [row[0] for row in quality["rows"]] == ["unguarded", *GRIDS]
+    assert "topic: refused" in quality["head"]
+    assert [len(row) for row in cost["rows"]] == [8, 8]
+    assert len(tried["rows"]) == 10
+    page, markdown = render_page(result), render_markdown(result)
+    for text in ("Compared: conditional, prompt-refuse", "What they cost", "SelectionError"):
+        assert text in page
+        assert text in markdown
+
+
+def test_a_comparison_that_is_stopped_goes_on_and_gives_the_same_file(comparison, tmp_path):
+    measured = []
+
+    def stopping(baseline, chosen) -> Cost:
+        measured.append(baseline.name)
+        if len(measured) == 2:
+            raise Stop
+        return comparison.measure(baseline, chosen)
+
+    assert "fit" not in replace(comparison, measure=None).run(Settings(), 0.01)["comparison"]["methods"]["conditional"]
+    with pytest.raises(Stop):
+        replace(comparison, measure=stopping).run(Settings(), 0.01)
+    fitted = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "fitted").iterdir()}
+    for name in ("a", "b"):
+        write_result(comparison.run(Settings(), 0.01), tmp_path / name)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "fitted").iterdir()} == fitted
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_method_of_which_nothing_can_be_fitted_ends_it(comparison):
+    hopeless = replace(BASELINES["conditional"], grid={"n": (100, 200)})
+    with pytest.raises(EvaluationError, match="no configuration of conditional could be fitted"):
+        replace(comparison, methods=[hopeless]).run(Settings(), 0.01)
+
+
+def test_what_is_drawn_from_a_grid_is_always_the_same_and_varies_every_axis():
+    one = BASELINES["static"]
+    four = drawn(one, 4)
+    assert four == drawn(one, 4)
+    assert len(four) == 4
+    assert all(len({setting[axis] for setting in four}) > 1 for axis in one.grid)
+    assert len(drawn(one, 100)) == 8
+
+
+def test_options_say_what_settings_say():
+    assert words_of(settings.Static()) == [
+        "--n",
+        "20",
+        "--retain-rate",
+        "0.01",
+        "--clamp",
+        "active",
+        "--strength",
+        "0.5",
+    ]
+    assert "--encoder" not in words_of(settings.Prompted())
+
+
+def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
+    for name in ("forget", "kitchen"):
+        texts = passages(name, 24, words=8, seed=9)
+        rows = [{"question": f"{t}?", "choices": t.split()[:4], "answer": i % 4} for i, t in enumerate(texts)]
+        (files / f"{name}-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    words = [
+        "compare", "--methods", "prompt-refuse", "--budget", "1", "--model", files / "model", "--dtype", "float32",
+        "--device", "cpu", "--forget", files / "forget.jsonl", "--retain", f"kitchen={files / 'kitchen.jsonl'}",
+        f"garden={files / 'garden.jsonl'}", "--topic", f"t={files / 'forget-questions.jsonl'}", "--far",
+        f"f={files / 'kitchen-questions.jsonl'}", "--out", tmp_path / "r.json", "--page", tmp_path / "r.html", "--json",
+    ]  # fmt: skip
+    assert main(list(map(str, words))) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["comparison"]["methods"]["prompt-refuse"]["fit"]["peak_memory_mb"] > 100
+    assert "What they cost" in (tmp_path / "r.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "0"], "at least one configuration"),
+        (["--forget", "x"], "go together"),
+        (["--model", "m"], "--sae is needed"),
+    ],
+)
+def test_wrong_use_is_named(words, message, capsys):
+    assert main(["compare", *words]) == 2
+    assert message in capsys.readouterr().err
