@@ -113,7 +113,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "static", "SAE clamping that is always on, features by retain threshold (Farrell et al., arXiv 2410.19278)",
             "guarded", settings.Static,
-            {"retain_rate": (0.001, 0.01), "clamp": ("active", "dense"), "strength": (0.5, 2.0)},
+            {"retain_rate": (0.005, 0.01), "clamp": ("active", "dense"), "strength": (0.5, 2.0)},
         ),
         Baseline(
             "conditional", "features are clamped at the tokens where they are active, without a gate on the sequence "
