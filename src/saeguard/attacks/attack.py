@@ -66,6 +66,8 @@ def said(content: str, start: str = ANSWER) -> Prompt:
 
 CLEAN = Attack("clean", "clean", "the question as it is", lambda question, draw: quiz(question.text))
 
+NO_QUESTION = Attack("no-question", "control", "the options without the question", lambda question, draw: quiz(""))
+
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

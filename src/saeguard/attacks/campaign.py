@@ -98,7 +98,7 @@ class Campaign:
         """The items that an attack of so many tokens is tried on, within the budget."""
         most = max(1, self.config.budget // (tokens + CLEAN_TOKENS))
         domains = len({item.domain for item in self._off_topic}) or 1
-        each = max(1, min(self.config.others, most // domains))
+        each = min(self.config.others, max(1, most // domains))
         return [*_first(self._topic, most), *limited(self._off_topic, each)]  # type: ignore[list-item]
 
     def _white_box(self, name: str) -> None:

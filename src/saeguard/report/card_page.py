@@ -103,7 +103,7 @@ def _plots(card: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     if rows:
         caption = f"Success of every attack on {visible(subject)} (n in brackets), raw share as a ring"
         made.append((caption, card_plots.successes(rows)))
-    if any(row["family"] == "dilution" for row in rows):
-        some = [row for row in rows if row["family"] == "dilution"]
+    some = [row for row in rows if row["family"] == "dilution"]
+    if len({round(row["cost"]["tokens"]) for row in some}) > 1:
         made.append(("Dilution: success against the tokens of filler", card_plots.dilution(some)))
     return [(caption, Markup(scoped(svg, f"p{i}"))) for i, (caption, svg) in enumerate(made)]

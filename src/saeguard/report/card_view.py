@@ -153,7 +153,7 @@ def tested(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     settings = card["settings"]
     rows += [
         ("questions", f"{settings['split']} side, at most {settings['limit']} of a domain; seed {settings['seed']}"),
-        ("bounds", f"{settings['budget']:,} tokens an attack on the topic, {settings['others']} questions of each "
+        ("bounds", f"{settings['budget']:,} prompt tokens an attack on the topic, at most {settings['others']} of each "
          f"other domain, {settings['steps']} steps or {settings['seconds']:g} seconds a search"),
         ("made with", ", ".join(f"{n} {v}" for n, v in card["versions"].items()) + f"; code {card['code']}"),
     ]  # fmt: skip
