@@ -269,6 +269,13 @@ def test_percentile_threshold_promises_no_alpha() -> None:
     assert "α =" not in render_page(guardrail)
 
 
+def test_a_given_threshold_is_said_to_be_given() -> None:
+    guardrail = _guardrail("density", method={"kind": "fixed", "threshold": -1.0})
+    assert "given, not calibrated" in dict(facts(guardrail, guardrail.rule))["Threshold"]
+    assert not any("no gate" in sentence for sentence in limits(guardrail.rule))
+    assert any("no gate" in sentence for sentence in limits(replace(guardrail.rule, threshold=-1.0)))
+
+
 @pytest.mark.parametrize(("action", "says"), [("clamp", "not make the model refuse"), ("monitor", "blocks nothing")])
 def test_limits_depend_on_the_action(action: Any, says: str) -> None:
     guardrail = _guardrail()

@@ -435,6 +435,15 @@ def test_the_end_finishes_what_runs_and_refuses_the_rest(llama, tokenizer, topic
         assert rest[-2] == "data: [DONE]"
 
 
+def test_a_guardrail_without_a_gate_is_proved_by_firing_alone(llama, tokenizer):
+    sae = make_sae("jumprelu")
+    passages = {"7": [{"corpus": "forget", "before": "", "token": SENTENCES[0], "after": ""}]}
+    always = make_guardrail(llama, tokenizer, sae, 2, threshold=-1.0, evidence={"passages": passages})
+    with service(llama, tokenizer, {"topic": always}, ServeConfig()):
+        pass
+    assert hooks_on(llama) == 0
+
+
 def test_nothing_starts_that_does_not_fire_or_always_does(llama, tokenizer, topic):
     for threshold, found in ((1e9, "did not fire"), (-1.0, "every ordinary text fired")):
         with (

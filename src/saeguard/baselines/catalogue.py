@@ -52,11 +52,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cost:
-    """What it took to fit, and what there is to ship: `peak_memory_mb` is that of the whole process so far."""
+    """What it took to fit; `peak_memory_mb` is that of the whole process so far."""
 
     seconds: float
     peak_memory_mb: float
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,12 @@ class Baseline:
             raise UsageError(f"{self.name} needs a sparse autoencoder: --sae S")
         started = time.perf_counter()
         importlib.import_module(f"saeguard.baselines.{self.module}").run(trial)
-        return Cost(
-            time.perf_counter() - started,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            sum(path.stat().st_size for path in trial.out.rglob("*") if path.is_file()),
-        )
+        return Cost(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of all that a method wrote: what there is to ship."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _trained(name: str, summary: str, module: str, kind: type[weights.Settings], *needs: Need) -> Baseline:

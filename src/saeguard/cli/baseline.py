@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from saeguard.baselines.catalogue import BASELINES, Baseline
+from saeguard.baselines.catalogue import BASELINES, Baseline, folder_bytes
 from saeguard.cli.options import add_common, add_fields, add_model, config_of, console, emit
 from saeguard.cli.texts import add_texts, fit_texts
 
@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_model(sub)
         if "sae" in one.needs:
             sub.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
-            sub.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
+        sub.add_argument("--layer", type=int, metavar="L", help="layer to work at, from 0, for a method that works at "
+                         "one (default: the SAE's own)")  # fmt: skip
         add_texts(sub)
         sub.add_argument("--out", required=True, metavar="DIR", help="folder for the guardrail, prompt gate or model")
         sub.add_argument("--work", metavar="DIR", help="where finished work is kept (default: DIR.work)")
@@ -50,12 +51,13 @@ def run(args: argparse.Namespace) -> None:
 
     baseline = BASELINES[args.method]
     cost = baseline.run(_trial(baseline, args, Path(args.work or f"{args.out}.work")))
+    size = folder_bytes(Path(args.out))
     if args.json:
-        emit({"method": baseline.name, "settings": asdict(config_of(baseline.settings, args)), "out": args.out,
-              **asdict(cost)})  # fmt: skip
+        chosen = asdict(config_of(baseline.settings, args))
+        emit({"method": baseline.name, "settings": chosen, "out": args.out, "bytes": size, **asdict(cost)})
         return
     judged = "--checkpoint NAME=" if baseline.trains_weights else "--guardrail "
-    console().print(f"Saved to {args.out} ({cost.bytes / 1e6:.1f} MB) after {cost.seconds:.0f} s. "
+    console().print(f"Saved to {args.out} ({size / 1e6:.1f} MB) after {cost.seconds:.0f} s. "
                     f"Next: saeguard eval {judged}{args.out}")  # fmt: skip
 
 
@@ -82,7 +84,7 @@ def _sae(baseline: Baseline, args: argparse.Namespace) -> tuple[Any, int | None]
     from saeguard.cli.loading import sae_and_layer
 
     if "sae" not in baseline.needs:
-        return None, None
+        return None, args.layer
     return sae_and_layer(args.sae, args.layer, embedded=args.model is None)
 
 

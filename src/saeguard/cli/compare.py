@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="X",
                         help="accuracy off the topic that a setting may cost (default: 0.01)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
+    parser.add_argument("--costs", action=argparse.BooleanOptionalAction, default=True,
+                        help="measure what fitting and running each chosen one takes (default: yes)")  # fmt: skip
     add_model(parser)
     parser.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
     parser.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
     from saeguard.baselines.grids import with_grid
     from saeguard.evaluation.catalogue import make_tasks
-    from saeguard.evaluation.comparison import Comparison
+    from saeguard.evaluation.comparison import Comparison, Measure
     from saeguard.evaluation.config import EvalConfig
     from saeguard.evaluation.harness import Settings
     from saeguard.evaluation.result import write_result
@@ -64,9 +66,8 @@ def run(args: argparse.Namespace) -> None:
     near = ["near"] if any(one.role == "near" for one in found.questions) else []
     tuning, tasks = (make_tasks(names, found, EvalConfig()) for names in (["mcq", *near], ["mcq", *near, "open"]))
     trial = _trial(args, methods, work)
-    comparison = Comparison(
-        Loader(trial.load), trial, methods, args.budget, tuning, tasks, lambda *one: _measured(args, *one), work
-    )
+    measure: Measure | None = (lambda *one: _measured(args, *one)) if args.costs else None
+    comparison = Comparison(Loader(trial.load), trial, methods, args.budget, tuning, tasks, measure, work)
     result = comparison.run(Settings(limit=args.limit, seed=args.seed), args.tolerance)
     write_result(result, args.out)
     show(result, args)
@@ -114,7 +115,7 @@ def _measured(args: argparse.Namespace, baseline: Baseline, settings: Any) -> Co
     if done.returncode:
         raise EvaluationError(f"measuring how long {baseline.name} takes to fit failed: {done.stderr.strip()[-500:]}")
     found = json.loads(done.stdout)
-    return Cost(found["seconds"], found["peak_memory_mb"], found["bytes"])
+    return Cost(found["seconds"], found["peak_memory_mb"])
 
 
 def _words(args: argparse.Namespace, baseline: Baseline, settings: Any) -> list[str]:

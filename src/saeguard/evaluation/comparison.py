@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from saeguard.baselines.catalogue import Baseline, Cost, Trial
+from saeguard.baselines.catalogue import Baseline, Cost, Trial, folder_bytes
 from saeguard.corpus import Corpus
 from saeguard.errors import EvaluationError, GuardrailError
 from saeguard.evaluation.choosing import Choice, Setting, Trials
@@ -44,7 +44,10 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison works on. `trial` is what all methods are fitted on; its settings and folders are not used."""
+    """What a comparison works on. `trial` is what all methods are fitted on; its settings and folders are not used.
+
+    Without `measure` nothing is timed.
+    """
 
     loader: Loader
     trial: Trial
@@ -52,7 +55,7 @@ class Comparison:
     budget: int
     tuning: Sequence[Task]
     tasks: Sequence[Task]
-    measure: Measure
+    measure: Measure | None
     work: Path
 
     def run(self, settings: Settings, tolerance: float) -> dict[str, Any]:
@@ -126,14 +129,17 @@ class Comparison:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _costs(self, tuned: Tuned, subject: Subject, unguarded: Subject) -> dict[str, Any]:
-        """What fitting and running the chosen setting takes: measured once, then kept."""
+        """What there is to ship of the chosen setting, and what fitting and running it takes: measured once, kept."""
         baseline, setting = tuned.baseline, tuned.choice.setting
+        shipped = {"bytes": folder_bytes(self._folder(baseline, setting))}
+        if self.measure is None:
+            return shipped
         path = self.work / "costs" / f"{baseline.name}-{self._key(baseline, setting)}.json"
         if not path.is_file():
             cost = self.measure(baseline, replace(baseline.settings(), **setting))
             speed = time_per_token(subject, unguarded, self._prompts())
             write_result({"fit": asdict(cost), "run": asdict(speed)}, path)
-        return dict(json.loads(path.read_text("utf-8")))
+        return {**shipped, **json.loads(path.read_text("utf-8"))}
 
     def _prompts(self) -> list[list[int]]:
         """A few of the judged items of each role, as prompts."""

@@ -22,16 +22,8 @@ FIGURES = (
     ("near, open: gibberish", "open", "gibberish", "near"),
     ("far, open: gibberish", "open", "gibberish", "far"),
 )
-COSTS = (
-    "method",
-    "configurations tried",
-    "chosen",
-    "fit: seconds",
-    "fit: peak MB",
-    "ms a token",
-    "overhead",
-    "MB to ship",
-)
+COSTS = ("method", "configurations tried", "chosen", "MB to ship")
+MEASURED = ("fit: seconds", "fit: peak MB", "ms a token", "overhead")
 NOTE = (
     "Every method tried the same number of configurations, or all of its grid where that is smaller, and was chosen by "
     "one rule on dev items; figures are of test items. A refused question counts as not right, on the topic as "
@@ -53,8 +45,7 @@ def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     methods = result["comparison"]["methods"]
     return [
         {"title": "The methods", "note": NOTE, "head": ["method", *(label for label, _ in figures)], "rows": quality},
-        {"title": "What they cost", "note": COST_NOTE, "head": list(COSTS),
-         "rows": [_cost(name, method) for name, method in methods.items()]},
+        _costs(methods),
         {"title": "What was tried", "note": "Accuracy on dev items; off the topic is near and far together.",
          "head": ["method", "configuration", "on the topic", "off the topic", ""],
          "rows": [row for name, method in methods.items() for row in _tried(name, method)]},
@@ -77,7 +68,7 @@ def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, method in result["comparison"]["methods"].items():
         points = [
             plots.Point(
-                _setting(p["setting"]), _three(p["kept"]), _three(p["accuracy"]["topic"]), i == method["chosen"]
+                _setting(p["setting"], method), _three(p["kept"]), _three(p["accuracy"]["topic"]), i == method["chosen"]
             )
             for i, p in enumerate(method["points"])
         ]
@@ -94,26 +85,41 @@ def _cell(figure: Mapping[str, Any], name: str) -> str:
     return f"{value(figure['kind'], estimate['value'])} ({interval(figure['kind'], estimate)})"
 
 
-def _cost(name: str, method: Mapping[str, Any]) -> list[str]:
-    fit, run, chosen = method["fit"], method["run"], method["points"][method["chosen"]]["setting"]
+def _costs(methods: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen and has to be shipped; with what fitting and running takes, where that was measured."""
+    measured = all("fit" in method for method in methods.values())
+    rows = []
+    for name, method in methods.items():
+        chosen = method["points"][method["chosen"]]["setting"]
+        row = [visible(name), str(method["configurations"]), _setting(chosen, method), number(method["bytes"] / 1e6)]
+        rows.append(row + (_times(method["fit"], method["run"]) if measured else []))
+    head = [*COSTS, *(MEASURED if measured else ())]
+    return {"title": "What they cost", "note": COST_NOTE if measured else "", "head": head, "rows": rows}
+
+
+def _times(fit: Mapping[str, float], run: Mapping[str, float]) -> list[str]:
     return [
-        visible(name), str(method["configurations"]), _setting(chosen), f"{fit['seconds']:.0f}",
-        f"{fit['peak_memory_mb']:.0f}", number(run["ms_per_token"]), f"{100 * run['overhead']:+.1f} %",
-        number(fit["bytes"] / 1e6),
+        f"{fit['seconds']:.0f}", f"{fit['peak_memory_mb']:.0f}", number(run["ms_per_token"]),
+        f"{100 * run['overhead']:+.1f} %",
     ]  # fmt: skip
 
 
 def _tried(name: str, method: Mapping[str, Any]) -> list[list[str]]:
     rows = [
-        [visible(name), _setting(point["setting"]), percent(point["accuracy"]["topic"]["value"]),
+        [visible(name), _setting(point["setting"], method), percent(point["accuracy"]["topic"]["value"]),
          percent(point["kept"]["value"]), "chosen" if i == method["chosen"] else ""]
         for i, point in enumerate(method["points"])
     ]  # fmt: skip
-    return rows + [[visible(name), _setting(one["setting"]), "-", "-", visible(one["why"])] for one in method["failed"]]
+    return rows + [
+        [visible(name), _setting(one["setting"], method), "-", "-", visible(one["why"])] for one in method["failed"]
+    ]
 
 
-def _setting(setting: Mapping[str, Any]) -> str:
-    return visible(", ".join(f"{axis} {shown}" for axis, shown in setting.items()))
+def _setting(setting: Mapping[str, Any], method: Mapping[str, Any]) -> str:
+    """What varies of a setting among those that were tried; all of it where nothing does."""
+    tried = [*(point["setting"] for point in method["points"]), *(one["setting"] for one in method["failed"])]
+    varying = [axis for axis in setting if any(other[axis] != setting[axis] for other in tried)] or list(setting)
+    return visible(", ".join(f"{axis} {setting[axis]}" for axis in varying))
 
 
 def _three(estimate: Mapping[str, float]) -> tuple[float, float, float]:

@@ -15,6 +15,8 @@ def limits(rule: Rule) -> list[str]:
         "It was measured on ordinary text. Someone who sets out to get round it, with other languages, ciphers, "
         "misspellings or roundabout wording, may succeed. Test that with `saeguard attack`.",
     ]
+    if rule.gate.always(rule.threshold):
+        says.append("It has no gate: it acts on every text, at the tokens where one of its features is active.")
     if rule.action == "clamp":
         says.append(
             "It does not make the model refuse. A triggered answer on the topic becomes vague, wrong or broken; "
