@@ -1,10 +1,10 @@
 """The procedure of quickstart on other people's text: forget one textbook, keep the rest, judge on glossary questions.
 
-    python benchmarks/openstax.py DATA_FOLDER [--json]
+    python benchmarks/openstax.py DATA_FOLDER [--json] [--out OUT]
 
 DATA_FOLDER holds `openstax/BOOK/text.jsonl.gz`, `openstax/BOOK/glossary_mc.jsonl` and `corpus/NAME.jsonl.gz`. Sections
 are cut into passages about as long as the questions; of each text a share is taken by a hash. Hyperparameters are
-those of quickstart.
+those of quickstart. OUT gets the guardrail and, in OUT/texts, the passages, for `saeguard eval --topic-text`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from saeguard.corpus import Corpus, text_key
 from saeguard.embedded import LAYER, embedded_model, embedded_sae
 from saeguard.evaluation.mcq import accuracy, answer_questions, read_questions, trigger_rate
 from saeguard.fitting import fit
+from saeguard.guardrail import Guardrail
 from saeguard.quickstart import ALPHA, STRENGTH
 
 TOPIC = "astronomy"
@@ -29,16 +30,25 @@ PASSAGES = 800
 QUESTIONS = 100
 
 
-def passages(path: Path) -> list[str]:
-    """Up to `PASSAGES` passages of a text file, in the order of their hash."""
+def passages(path: Path, count: int = PASSAGES) -> list[str]:
+    """Up to `count` passages of a text file, in the order of their hash."""
     found = {passage for text in Corpus.of(path.stem, "retain", path).read() for passage in _cut(text)}
-    return sorted(found, key=text_key)[:PASSAGES]
+    return sorted(found, key=text_key)[:count]
 
 
 def _cut(text: str) -> Iterator[str]:
     words = text.split()
     for start in range(0, len(words), PASSAGE_WORDS):
         yield " ".join(words[start : start + PASSAGE_WORDS])
+
+
+def save(guardrail: Guardrail, texts: dict[str, list[str]], folder: Path) -> None:
+    """The guardrail, and beside it the passages as they went into it."""
+    guardrail.save_pretrained(folder)
+    (folder / "texts").mkdir(exist_ok=True)
+    for name, some in texts.items():
+        lines = (json.dumps({"text": text}) + "\n" for text in some)
+        (folder / "texts" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def main() -> None:
@@ -49,20 +59,25 @@ def main() -> None:
     parser.add_argument("--moment", default="running", choices=["running", "block"])
     parser.add_argument("--strength", type=float, default=STRENGTH)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--passages", type=int, default=PASSAGES, help="at most this many of each text")
     parser.add_argument("--work", default="openstax.work")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     started = time.perf_counter()
     model, tokenizer = embedded_model()
     books = {path.parent.name: path for path in sorted(args.data.glob("openstax/*/text.jsonl.gz"))}
     corpora = {path.name.removesuffix(".jsonl.gz"): path for path in sorted(args.data.glob("corpus/*.jsonl.gz"))}
-    retain = {name: passages(path) for name, path in ({**books, **corpora}).items() if name != TOPIC}
+    texts = {name: passages(path, args.passages) for name, path in ({**books, **corpora}).items()}
+    retain = {name: some for name, some in texts.items() if name != TOPIC}
     config = replace(
         PRESETS["default"], name=TOPIC, alpha=ALPHA, gate=args.gate, moment=args.moment, strength=args.strength
     )
     guardrail = fit(
-        model, tokenizer, embedded_sae(), layer=LAYER, forget=passages(books[TOPIC]), retain=retain, config=config,
+        model, tokenizer, embedded_sae(), layer=LAYER, forget=texts[TOPIC], retain=retain, config=config,
         work_dir=args.work, show_progress=True,
     )  # fmt: skip
+    if args.out:
+        save(guardrail, texts, args.out)
     rows = []
     for name, path in books.items():
         questions = read_questions(path.with_name("glossary_mc.jsonl"))[: None if name == TOPIC else QUESTIONS]

@@ -4,7 +4,9 @@
 
 Starter questions of the topic, its neighbours and other domains, alone and mixed, greedy and streamed. Each prompt is
 first asked alone. Then the clients ask at random; one in ten hangs up in the middle of its answer, one in twenty sends
-what is malformed. Greedy answers may differ in a batch by rounding; where the text is the same the verdict must be.
+what is malformed or far too long, one in fifty half a request, and leaves after five seconds. Greedy answers may differ
+in a batch by rounding; where the text is the same the verdict must be. Memory is that of the server's processes, by
+`--pid`, at the start and after every sixth of the time.
 """
 
 from __future__ import annotations
@@ -16,15 +18,22 @@ import random
 import time
 from collections import Counter
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 
 from saeguard.embedded import starter_set
 
 TOKENS = 24
 TOLERANCE = 0.02
 """Relative difference of a statistic that is put down to rounding in batches."""
-BAD: tuple[bytes, ...] = (b"{", b'{"model": 3}', json.dumps({"messages": "x" * 10, "max_tokens": -1}).encode())
+BAD: dict[str, bytes] = {
+    "malformed": b"{",
+    "wrong types": json.dumps({"messages": "x" * 10, "max_tokens": -1}).encode(),
+    "oversized": json.dumps({"messages": [{"role": "user", "content": "word " * 240_000}]}).encode(),
+}
+SLOW_SECONDS = 5.0
 
 
 def prompts() -> list[str]:
@@ -56,11 +65,36 @@ def differs(mine: Any, theirs: Any) -> bool:
     return (mine["triggered"], mine["first_token"]) != (theirs["triggered"], theirs["first_token"]) or not near
 
 
-async def run(url: str, key: str, clients: int, seconds: float) -> dict[str, Any]:
+async def send_half(url: str) -> None:
+    """A client that promises a body, sends the half of it and leaves."""
+    parts = urlsplit(url)
+    _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.hostname}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    await writer.drain()
+    await asyncio.sleep(SLOW_SECONDS)
+    writer.close()
+
+
+def memory_mb(pid: int) -> float:
+    """Resident memory of a process and all that it started, in MB; pages they share count for each."""
+    process = psutil.Process(pid)
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
+
+
+async def watch(pid: int, seconds: float, memory: list[float]) -> None:
+    """Note the memory six times, evenly over the time."""
+    for _ in range(6):
+        memory.append(memory_mb(pid))
+        await asyncio.sleep(seconds / 6)
+
+
+async def run(url: str, key: str, clients: int, seconds: float, pid: int | None) -> dict[str, Any]:
     """All clients; what was counted."""
     headers, limits = {"Authorization": f"Bearer {key}"}, httpx.Limits(max_connections=None)
     counts: Counter[str] = Counter()
     wrong: list[Any] = []
+    memory: list[float] = []
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, headers=headers) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
         alone = {prompt: await ask(client, model, prompt) for prompt in prompts()}
@@ -71,8 +105,13 @@ async def run(url: str, key: str, clients: int, seconds: float) -> dict[str, Any
             while time.monotonic() < end:
                 prompt, dice = rng.choice(list(alone)), rng.random()
                 if dice < 0.05:
-                    status = (await client.post("/v1/chat/completions", content=rng.choice(BAD))).status_code
-                    counts[f"malformed: {status}"] += 1
+                    kind = rng.choice(list(BAD))
+                    status = (await client.post("/v1/chat/completions", content=BAD[kind])).status_code
+                    counts[f"{kind}: {status}"] += 1
+                    continue
+                if dice > 0.98:
+                    await send_half(url)
+                    counts["slow"] += 1
                     continue
                 got, expected = await ask(client, model, prompt, hang_up=dice < 0.15), alone[prompt]
                 if got is None or expected is None:
@@ -85,8 +124,11 @@ async def run(url: str, key: str, clients: int, seconds: float) -> dict[str, Any
                 if same and differs(got[1], expected[1]):
                     wrong.append({"prompt": prompt, "found": got[1], "alone": expected[1]})
 
-        await asyncio.gather(*(one(seed) for seed in range(clients)))
-    return {"clients": clients, "seconds": seconds, **counts, "wrong": len(wrong), "examples": wrong[:3]}
+        await asyncio.gather(*(one(seed) for seed in range(clients)), *([watch(pid, seconds, memory)] if pid else []))
+    return {
+        "clients": clients, "seconds": seconds, **counts, "memory_mb": memory, "wrong": len(wrong),
+        "examples": wrong[:3],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -96,8 +138,9 @@ def main() -> None:
     parser.add_argument("--api-key", default="none")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--pid", type=int, help="process of the server, to watch its memory")
     args = parser.parse_args()
-    result = asyncio.run(run(args.url, args.api_key, args.clients, args.seconds))
+    result = asyncio.run(run(args.url, args.api_key, args.clients, args.seconds, args.pid))
     print(json.dumps(result, indent=1))
     raise SystemExit(bool(result["wrong"]))
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any
@@ -21,6 +22,7 @@ from saeguard.evaluation.config import EvalConfig
 from saeguard.evaluation.harness import Settings, evaluate
 from saeguard.evaluation.judge import Judge
 from saeguard.evaluation.mcq import Question
+from saeguard.evaluation.result import make_result
 from saeguard.evaluation.sources import QuestionSet
 from saeguard.evaluation.subject import Loader, Subject
 from saeguard.evaluation.task import Record
@@ -29,6 +31,7 @@ from saeguard.evaluation.tasks.mtbench import MTBench
 from saeguard.evaluation.tasks.muse import MIN_K, Muse
 from saeguard.evaluation.tasks.tofu import PARTS, UTILITY, Tofu
 from saeguard.generate import REFUSAL, prompt_ids
+from saeguard.report.evaluation_limits import limits
 from topics import passages
 
 EVERY = Settings(split="all", keep_text=True)
@@ -118,7 +121,8 @@ def tofu_folder(folder) -> Any:
 def tofu_run(subjects, tmp_path_factory):
     pytest.importorskip("rouge_score")
     folder = tofu_folder(tmp_path_factory.mktemp("tofu"))
-    return evaluate(subjects, [Tofu(folder, max_new_tokens=4, never_taught=(0.5, 1.0, 1.5))], EVERY)[0]
+    ids = [item.id for item in Tofu(folder).items()]
+    return evaluate(subjects, [Tofu(folder, never_taught=dict.fromkeys(ids, 1.0), max_new_tokens=4)], EVERY)[0]
 
 
 class TestTofu:
@@ -153,6 +157,25 @@ class TestTofu:
         assert found["model utility"].value == pytest.approx(expected)
         assert found["model utility"].low <= found["model utility"].value <= found["model utility"].high
         assert 0 <= found["forget quality"].value <= 1
+
+    def test_forget_quality_compares_the_same_questions(self, tofu_run, subjects):
+        records = tofu_run.records["unguarded"]
+        mine = {r.item: r.scores["truth_ratio"] for r in records if r.domain == "forget"}
+        others = {f"not judged here {i}": 1e9 for i in range(50)}
+        same = replace(tofu_run.task, never_taught=mine | others)
+        assert {one.name: one.estimate for one in same.derived(records, 0)}["forget quality"].value == 1
+        fewer = replace(tofu_run.task, never_taught=dict(list(mine.items())[:2]))
+        with pytest.raises(EvaluationError, match="found 2 of the 3, expected all"):
+            evaluate(subjects, [fewer], EVERY)
+
+    def test_a_part_of_the_published_set_is_said_to_be_one(self, tofu_run, subjects):
+        result = make_result(subjects, [tofu_run], EVERY, {})
+        assert result["tasks"][0]["part"] == {
+            "forget": (3, 400), "retain": (3, 400), "real authors": (3, 100), "world facts": (3, 117)
+        }  # fmt: skip
+        (said,) = [one for one in limits(result) if "part of the published set" in one]
+        assert said.startswith("tofu was judged on a part")
+        assert "3 of 400 items of forget" in said
 
     def test_what_is_no_tofu_is_refused(self, tmp_path):
         with pytest.raises(CorpusError, match="does not hold TOFU"):
@@ -196,6 +219,7 @@ class TestMuse:
             ("VerbMem", "topic"), ("KnowMem forget", "topic"), ("KnowMem retain", "near"),
             ("PrivLeak forget", "topic"), ("PrivLeak holdout", "far"), ("VerbMem sust forget_2", "topic"),
         }  # fmt: skip
+        assert muse_run.task.published().keys() < {item.domain for item in muse_run.items}
         assert all(
             0 <= score <= 1 for r in muse_run.records["guarded"] for name, score in r.scores.items() if "Mem" in name
         )

@@ -19,6 +19,7 @@ httpx = pytest.importorskip("httpx")
 import torch
 
 from conftest import SENTENCES, make_guardrail, make_model, make_sae
+from saeguard.attacks.spelling import zero_width
 from saeguard.choices import REFUSAL
 from saeguard.errors import ProofError, UsageError
 from saeguard.generate import prompt_ids
@@ -135,6 +136,13 @@ def test_text_ids_and_several_prompts(client, tokenizer):
     assert [choice["index"] for choice in many["choices"]] == [0, 1]
     assert [row["index"] for row in many["saeguard"]] == [0, 0, 1, 1]
     assert client.post(TEXT, json=text([ids, ids])).json()["choices"][1]["text"] == one["choices"][0]["text"]
+
+
+def test_a_header_is_never_too_long_for_a_proxy(client):
+    response = client.post(TEXT, json=text(n=16, max_tokens=1))
+    assert len(response.json()["saeguard"]) == 32
+    assert "X-Saeguard-Verdict" not in response.headers
+    assert "X-Saeguard-Triggered" in response.headers
 
 
 def test_parts_of_a_message_and_developers(client):
@@ -469,3 +477,19 @@ def test_guardrails_by_name(topic, tmp_path):
     ):  # fmt: skip
         with pytest.raises(UsageError):
             load_guardrails(sources, actions)
+
+
+def test_odd_spelling_is_read_too(tokenizer, topic):
+    pytest.importorskip("confusable_homoglyphs")
+    fires = topic.evidence["proof"]["fires"]
+    with served(make_model("llama"), tokenizer, {"topic": topic}, normalise=True) as found:
+        answers = [
+            httpx.post(f"{found.url}{TEXT}", json=text(prompt), timeout=60).json()
+            for prompt in (zero_width(fires), fires)
+        ]
+    odd, plain = (answer["saeguard"][0] for answer in answers)
+    assert (odd["triggered"], odd["first_token"]) == (True, 0)
+    assert (plain["triggered"], plain["first_token"] > 0) == (True, True)
+    front = len(tokenizer("")["input_ids"])
+    read = len(tokenizer(zero_width(fires), add_special_tokens=False)["input_ids"]) + front
+    assert answers[0]["usage"]["prompt_tokens"] == read

@@ -84,11 +84,14 @@ class Guardrail:
         """The hook point that is encoded."""
         return HookPoint(self.layer, self.hook)
 
-    def attach(self, model: nn.Module, tokenizer: Any) -> AbstractContextManager[Guard]:
-        """Guard `model` inside a `with` block. Raises `AttachError` or `ArtifactMismatchError` before anything runs."""
+    def attach(self, model: nn.Module, tokenizer: Any, *, normalise: bool = False) -> AbstractContextManager[Guard]:
+        """Guard `model` inside a `with` block. Raises `AttachError` or `ArtifactMismatchError` before anything runs.
+
+        `normalise`: prompts are also read with odd spelling undone, for detection alone.
+        """
         from saeguard.intervention import attach
 
-        return attach(self, model, tokenizer)
+        return attach(self, model, tokenizer, normalise=normalise)
 
     def check(self, model: nn.Module, tokenizer: Any) -> None:
         """Refuse a model, tokenizer or layer other than those the guardrail was calibrated on."""

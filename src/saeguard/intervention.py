@@ -23,7 +23,8 @@ from saeguard.errors import AttachError, NonFiniteError
 from saeguard.gate import Density, Gate
 from saeguard.guardrail import Guardrail
 from saeguard.hooks import around, at, inputs_of
-from saeguard.model import decoder_layer, entrances, port_at, residual_stream
+from saeguard.model import decoder_layer, entrances, port_at, run_to
+from saeguard.normalise import Rereader
 from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.sequences import RuleTrack, Track, recall, remember
@@ -35,8 +36,9 @@ from saeguard.verdicts import refused, verdicts
 class Guard:
     """A guardrail at work. `verdicts` has one entry for each sequence of the last forward pass."""
 
-    def __init__(self, guardrail: Guardrail, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, guardrail: Guardrail, model: nn.Module, tokenizer: Any, *, normalise: bool = False) -> None:
         self.guardrail = guardrail
+        self._read_again = Rereader(tokenizer) if normalise else None
         self._model = model
         self._special_ids = special_token_ids(tokenizer)
         self._key = uuid4().hex
@@ -88,7 +90,9 @@ class Guard:
         """
         mask = without_padding(input_ids, self._pad) if attention_mask is None else attention_mask
         right = mask.argsort(dim=1, descending=True, stable=True)
-        residual_stream(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
+        self._tracks = {}
+        with torch.inference_mode():
+            run_to(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
         return self.verdicts
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -102,8 +106,24 @@ class Guard:
             return
         track = recall(inputs.get("past_key_values"), self._key, len(ids))
         past = ids.new_zeros(len(ids), 0, dtype=torch.bool) if track is None else track.attended.to(ids.device)
-        attended = attended_tokens(inputs.get("attention_mask"), ids, past)
-        self._pass = _Pass(module, ids, attended.to(ids.device), track)
+        attended = attended_tokens(inputs.get("attention_mask"), ids, past).to(ids.device)
+        presumed = None if track is not None else self._by_normalised(ids, attended)
+        self._pass = _Pass(module, ids, attended, track, presumed)
+
+    def _by_normalised(self, ids: Tensor, attended: Tensor) -> Tensor | None:
+        """Which rules (rows, rules) trigger on the normalised form of new sequences, read on its own; None: none do."""
+        again = None if self._read_again is None else self._read_again(ids, attended)
+        if again is None:
+            return None
+        read, self._read_again, before = self._read_again, None, self._tracks
+        try:
+            self.judge(again.ids, again.mask)
+            if self.last is None:
+                return None
+            found = [[verdict.triggered for verdict in row] for row in self.all_verdicts]
+        finally:
+            self._read_again, self._tracks = read, before
+        return torch.tensor(found, device=ids.device) & again.changed[:, None]
 
     def after_model(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> None:
         """Hook after the model: a pass that ended well has gone through the guarded layer."""
@@ -135,6 +155,8 @@ class Guard:
         records, delta, where = [], None, torch.zeros_like(now.attended)
         for i, (rule, a) in enumerate(zip(rules, activations, strict=True)):
             record = rule.read(hidden, a, masks, None if now.track is None else now.track.rules[i])
+            if now.presumed is not None:
+                record = replace(record, triggered=record.triggered | now.presumed[:, i, None].to(hidden.device))
             records.append(record)
             hot = rule.hot(a, masks) & record.triggered
             if self.clamping is not None:
@@ -178,13 +200,15 @@ class Guard:
 
 @dataclass(frozen=True)
 class _Pass:
-    """One forward pass of `module`: ids and attention (batch, tokens), the track of what came before, the caches that
-    will hold it, how far it has come, and the clamp's change that is still to be applied, with where."""
+    """One forward pass of `module`: ids and attention (batch, tokens), the track of what came before, which rules
+    (batch, rules) have triggered already, the caches that will hold it, how far it has come, and the clamp's change
+    that is still to be applied, with where."""
 
     module: nn.Module
     ids: Tensor
     attended: Tensor
     track: Track | None
+    presumed: Tensor | None = None
     caches: tuple[Cache, ...] = ()
     stage: Literal["begun", "in the layer", "seen", "written"] = "begun"
     change: tuple[Tensor, Tensor] | None = None
@@ -240,14 +264,17 @@ class _LiveRule:
 
 
 @contextmanager
-def attach(guardrail: Guardrail, model: nn.Module, tokenizer: Any) -> Iterator[Guard]:
+def attach(guardrail: Guardrail, model: nn.Module, tokenizer: Any, *, normalise: bool = False) -> Iterator[Guard]:
     """Guard `model` inside the block; afterwards it is as it was, whatever happened.
 
     Works for `model(...)`, `generate` in all its modes, pipelines and evaluation harnesses. Everything is
     checked before a hook is placed: a guardrail that does not fit raises and guards nothing, ever half.
+
+    `normalise`: a prompt whose normalised form (normalise.py) differs is read in that form too, up to the guarded
+    layer; what triggers there has triggered from the first token on. The model sees the prompt as it is.
     """
     guardrail.check(model, tokenizer)
-    guard = Guard(guardrail, model, tokenizer)
+    guard = Guard(guardrail, model, tokenizer, normalise=normalise)
     with ExitStack() as stack:
         for module in entrances(model):
             stack.enter_context(around(module, guard.before_model, guard.after_model))

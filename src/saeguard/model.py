@@ -156,6 +156,19 @@ class _Enough(Exception):
     """Ends a forward pass once the last layer asked for has run."""
 
 
+def run_to(model: nn.Module, layer: int, input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Run a model up to and with block `layer`, for what hooks see there. No later block is run.
+
+    With gradients where those are on.
+    """
+
+    def stop(values: Tensor) -> None:
+        raise _Enough
+
+    with at(port_at(model, HookPoint(layer)), stop), suppress(_Enough):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
+
 def capture(
     model: nn.Module, points: Sequence[HookPoint], input_ids: Tensor, attention_mask: Tensor
 ) -> dict[HookPoint, Tensor]:
@@ -172,24 +185,19 @@ def passing(
 
     def keep(point: HookPoint) -> Change:
         def see(values: Tensor) -> None:
-            # A copy: some blocks add to what their parts return in place, and some flatten batch and tokens.
-            found[point] = values.reshape(*input_ids.shape, -1).clone()
+            # A copy: some blocks add to what their parts return in place.
+            found[point] = values.clone()
 
         return see
 
-    def stop(values: Tensor) -> None:
-        raise _Enough
-
-    last = HookPoint(max(point.layer for point in points))
     with ExitStack() as stack:
         for point in points:
             stack.enter_context(at(port_at(model, point), keep(point)))
-        stack.enter_context(at(port_at(model, last), stop))
-        with suppress(_Enough):
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        run_to(model, max(point.layer for point in points), input_ids, attention_mask)
     if missing := [str(point) for point in points if point not in found]:
         raise ModelError(f"{type(model).__name__} ran without passing {', '.join(missing)}")
-    return found
+    # Only now: some blocks flatten batch and tokens, and a guard may first read other sequences in the same pass.
+    return {point: values.reshape(*input_ids.shape, -1) for point, values in found.items()}
 
 
 def residual_streams(
@@ -203,6 +211,32 @@ def residual_streams(
 def residual_stream(model: nn.Module, layer: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Residual stream (batch, tokens, d_model) after block `layer`. No later block is run."""
     return residual_streams(model, [layer], input_ids, attention_mask)[layer]
+
+
+def values_of_embeddings(model: nn.Module, point: HookPoint, embeddings: Tensor) -> Tensor:
+    """The values (batch, tokens, d) at a hook point for embedded tokens, through which gradients flow."""
+    found: list[Tensor] = []
+
+    def keep(values: Tensor) -> None:
+        found.append(values)
+        raise _Enough
+
+    with at(port_at(model, point), keep), suppress(_Enough):
+        model(inputs_embeds=embeddings, use_cache=False)
+    return found[0].reshape(*embeddings.shape[:2], -1)
+
+
+def unembed(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits (..., vocabulary) of a residual stream after any block: through the model's last norm and its head.
+
+    A cap that the model puts on its logits is left out; it changes no order.
+    """
+    norms = [module for module in entrances(model)[-1].children() if "norm" in type(module).__name__.lower()]
+    head = _base(model).get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not norms or head is None:
+        raise ModelError(f"{type(model).__name__} has no norm after its blocks, or no head: nothing can be read out")
+    logits: Tensor = head(norms[-1](hidden))
+    return logits
 
 
 def model_fingerprint(model: nn.Module) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def throughput_pairs(
     """Tokens written a second, all prompts at once and `NEW` tokens each: medians, and the median of the ratios."""
     guarded: list[float] = []
     unguarded: list[float] = []
+    tokens_per_second(model, tokenizer, [("guard", guardrail)], prompts)  # the first run is slower than any other
     for i in range(pairs):
         for guarding in (i % 2 == 0, i % 2 == 1):
             kept = [("guard", guardrail)] if guarding else []

@@ -34,6 +34,7 @@ TOKENS = 24
 MARGIN = 0.02
 NUISANCE_SECONDS = 0.5
 MEMORY_SECONDS = 2.0
+READINGS = 10
 Messages = list[dict[str, str]]
 
 
@@ -92,7 +93,7 @@ class Outcome:
     others: list[tuple[Case, Reply]] = field(default_factory=list)
     nuisances: Counter[str] = field(default_factory=Counter)
     mistreated: Counter[str] = field(default_factory=Counter)
-    memory: list[tuple[float, float]] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reply(self, case: Case, reply: Reply | None) -> None:
@@ -155,7 +156,7 @@ class Load:
     def _watch(self, _number: int) -> None:
         while time.monotonic() < self._end:
             if (now := memory(self._target)) is not None:
-                self.outcome.memory.append((time.monotonic(), now))
+                self.outcome.memory.append(now)
             time.sleep(MEMORY_SECONDS)
 
 
@@ -178,18 +179,11 @@ def judge_others(outcome: Outcome, model: Any, tokenizer: Any, guardrail: Guardr
 
 
 def report(outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The figures by name. Memory in MB: after a fifth of the time, at the end, and the growth an hour between them."""
+    """The figures by name. Memory in MB, read evenly over the time."""
     names = ("requests", "lost", "crossed", "wrong_verdicts", "near_threshold")
-    settled = outcome.memory[len(outcome.memory) // 5 :]
     rows: dict[str, Any] = {name: outcome.counts[name] for name in names}
     rows |= {"other_text": len(outcome.others), "requests_per_second": outcome.counts["requests"] / seconds}
     rows |= {"tokens_per_second": outcome.tokens / seconds, "nuisances": sum(outcome.nuisances.values())}
     rows["mistreated_nuisances"] = {name: n for name, n in outcome.mistreated.items() if n}
-    if len(settled) > 1:
-        (began, first), (ended, last) = settled[0], settled[-1]
-        rows |= {
-            "memory_mb": first,
-            "memory_mb_at_the_end": last,
-            "memory_mb_per_hour": 3600 * (last - first) / (ended - began),
-        }
+    rows["memory_mb"] = [round(mb) for mb in outcome.memory[:: max(1, len(outcome.memory) // READINGS)]]
     return rows

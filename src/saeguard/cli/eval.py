@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from saeguard.cli.judging import MANY, add_report, add_sources, show, sources
-from saeguard.cli.options import add_common, add_fields, add_model, config_of, console, emit, named_files
+from saeguard.cli.judging import MANY, add_report, add_sources, add_subjects, show, sources, subjects
+from saeguard.cli.options import add_common, add_fields, config_of, console, emit, named_files
 from saeguard.evaluation.config import DEFAULT_TASKS, TASKS, EvalConfig
-
-if TYPE_CHECKING:
-    from saeguard.evaluation.subject import Subject
 
 HELP = "judge guardrails and other checkpoints: what is forgotten, and what else breaks"
 EXAMPLE = "saeguard eval --guardrail guardrails/astronomy --tasks mcq near open perplexity --page eval.html"
@@ -18,13 +15,7 @@ EXAMPLE = "saeguard eval --guardrail guardrails/astronomy --tasks mcq near open 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `eval`."""
-    parser.add_argument(
-        "--guardrail", **MANY, metavar="[NAME=]DIR", help="folders (or hub ids) of guardrails and prompt gates to judge"
-    )
-    parser.add_argument(
-        "--checkpoint", **MANY, metavar="NAME=M", help="other models to judge: hub ids, folders, PEFT adapter folders"
-    )
-    add_model(parser)
+    add_subjects(parser)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS), metavar="NAME",
                         help=f"what to judge on (default: {' '.join(DEFAULT_TASKS)}); --list names them")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="name the tasks and end")
@@ -66,32 +57,11 @@ def _judge(args: argparse.Namespace) -> dict[str, Any]:
     from saeguard.evaluation.result import make_result
 
     config = config_of(EvalConfig, args)
-    subjects = _subjects(args)
-    guardrails = [subject.guardrail for subject in subjects if subject.guardrail]
+    judged = subjects(args)
+    guardrails = [subject.guardrail for subject in judged if subject.guardrail]
     tasks = make_tasks(args.tasks, sources(args, guardrails), config)
     settings = Settings(config.split, config.limit, config.keep_text, config.seed)
     work = Path(args.work or Path(args.out).with_suffix(".work"))
-    runs = evaluate(subjects, tasks, settings, work=work, show_progress=True)
+    runs = evaluate(judged, tasks, settings, work=work, show_progress=True)
     fitted = named_files(args.fit_text, "--fit-text")
-    return make_result(subjects, runs, settings, {n: Corpus.of(n, "forget", file) for n, file in fitted.items()})
-
-
-def _subjects(args: argparse.Namespace) -> list[Subject]:
-    """The unguarded model, then the guarded ones, then other checkpoints."""
-    from pathlib import Path
-
-    from saeguard.cli.loading import load
-    from saeguard.evaluation.subject import Loader, Subject, checkpoint
-
-    def base() -> tuple[Any, Any]:
-        loaded = load(args)
-        return loaded.model, loaded.tokenizer
-
-    loader = Loader(base)
-    subjects = [Subject("unguarded", loader)]
-    for one in args.guardrail:
-        name, _, folder = one.rpartition("=")
-        subjects.append(Subject.fitted(name or Path(folder).name, loader, folder))
-    for name, source in named_files(args.checkpoint, "--checkpoint").items():
-        subjects.append(Subject(name, checkpoint(source, base, device=args.device, dtype=args.dtype)))
-    return subjects
+    return make_result(judged, runs, settings, {n: Corpus.of(n, "forget", file) for n, file in fitted.items()})

@@ -8,17 +8,52 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from saeguard.choices import Role
-from saeguard.cli.options import named_files
+from saeguard.cli.options import add_model, named_files
 from saeguard.errors import UsageError
 from saeguard.evaluation.config import BENCHMARKS
 
 if TYPE_CHECKING:
     from saeguard.evaluation.catalogue import Sources
+    from saeguard.evaluation.subject import Subject
     from saeguard.guardrail import Guardrail
 
 JUDGE_KEY = "SAEGUARD_JUDGE_KEY"
 ROLES: dict[Role, str] = {"topic": "on the topic", "near": "on neighbouring topics", "far": "on anything else"}
 MANY: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+
+
+def add_subjects(parser: argparse.ArgumentParser) -> None:
+    """Options for what is judged."""
+    parser.add_argument(
+        "--guardrail", **MANY, metavar="[NAME=]DIR", help="folders (or hub ids) of guardrails and prompt gates to judge"
+    )
+    parser.add_argument(
+        "--checkpoint", **MANY, metavar="NAME=M", help="other models to judge: hub ids, folders, PEFT adapter folders"
+    )
+    parser.add_argument("--normalise", action="store_true", help="let guardrails read prompts also with odd spelling "
+                        "undone: Unicode forms, invisible characters, look-alikes, spaced letters")  # fmt: skip
+    add_model(parser)
+
+
+def subjects(args: argparse.Namespace) -> list[Subject]:
+    """The unguarded model, then the guarded ones, then other checkpoints."""
+    from pathlib import Path
+
+    from saeguard.cli.loading import load
+    from saeguard.evaluation.subject import Loader, Subject, checkpoint
+
+    def base() -> tuple[Any, Any]:
+        loaded = load(args)
+        return loaded.model, loaded.tokenizer
+
+    loader = Loader(base)
+    subjects = [Subject("unguarded", loader)]
+    for one in args.guardrail:
+        name, _, folder = one.rpartition("=")
+        subjects.append(Subject.fitted(name or Path(folder).name, loader, folder, normalise=args.normalise))
+    for name, source in named_files(args.checkpoint, "--checkpoint").items():
+        subjects.append(Subject(name, checkpoint(source, base, device=args.device, dtype=args.dtype)))
+    return subjects
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ COMMANDS = (
     "chat",
     "serve",
     "eval",
+    "attack",
     "sweep",
     "sequence",
     "baseline",

@@ -99,8 +99,8 @@ def _muse(sources: Sources, config: EvalConfig) -> Task:
 
 def _tofu(sources: Sources, config: EvalConfig) -> Task:
     folder = Path(_needed(config.tofu, "tofu", "--tofu DIR"))
-    ratios = scores_of(read_result(config.never_taught), "tofu", "forget", "truth_ratio") if config.never_taught else ()
-    return Tofu(folder, tuple(ratios))
+    ratios = scores_of(read_result(config.never_taught), "tofu", "forget", "truth_ratio") if config.never_taught else {}
+    return Tofu(folder, ratios)
 
 
 def _mtbench(sources: Sources, config: EvalConfig) -> Task:

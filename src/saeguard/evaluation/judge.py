@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
-from http.client import HTTPException
-from urllib.request import Request, urlopen
 
-from saeguard.errors import JudgeError
+from saeguard.errors import EndpointError, JudgeError
+from saeguard.evaluation.endpoint import ChatEndpoint
 
 PROMPT = """You grade the answer of an assistant. Judge how far it does what the user asked: is it correct, does it \
 answer the question, is it complete, clear and readable? Length alone earns nothing. A broken, repetitive or evasive \
@@ -24,6 +22,7 @@ Give your reasons in at most three sentences. Then end with a line of this form,
 to 10 (excellent):
 GRADE: number"""
 REFERENCE = "\n\n[A correct answer, to compare with]\n{text}"
+MAX_TOKENS = 300
 GRADE = re.compile(r"GRADE:\s*\**\s*(10|[1-9])\b", re.IGNORECASE)
 
 
@@ -46,16 +45,7 @@ class Judge:
         return int(found[1])
 
     def _ask(self, text: str) -> str:
-        body = {
-            "model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 300
-        }  # fmt: skip
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         try:
-            request = Request(f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
-            with urlopen(request, timeout=self.timeout_seconds) as reply:
-                return str(json.load(reply)["choices"][0]["message"]["content"])
-        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-            raise JudgeError(
-                f"the judge {self.model} at {self.url} cannot be reached or answers in another form: {error!r}. Check "
-                "the address, or leave out --judge for the report without a judge. What is finished is kept."
-            ) from error
+            return ChatEndpoint(self.url, self.model, self.key, self.timeout_seconds).ask(text, MAX_TOKENS)
+        except EndpointError as error:
+            raise JudgeError(f"the judge {error} Or leave out --judge for the report without a judge.") from error

@@ -145,6 +145,13 @@ def answer_batch(
     if form == "letters":
         letters = _letter_ids(tokenizer, len(batch[0].choices))
         return [_by_letter(one, letters, q) for one, q in zip(read(model, prompts, guard), batch, strict=True)]
+    return answer_prompts(model, tokenizer, prompts, batch, guard)
+
+
+def answer_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch: Sequence[Question], guard: Watch | None
+) -> list[Answer]:
+    """In cloze form, questions with equally many options that are asked by the ids of any prompts."""
     options = [[_ids(tokenizer, f" {choice}") for choice in question.choices] for question in batch]
     answers = []
     for one, its, question in zip(read_options(model, prompts, options, guard), options, batch, strict=True):

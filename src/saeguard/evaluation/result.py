@@ -6,6 +6,7 @@ It holds all that the report shows, so a page can be drawn again without running
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,7 @@ def make_result(
         "versions": versions(),
         "settings": asdict(settings),
         "subjects": [{"name": subject.name, **subject.fingerprint} for subject in subjects],
-        "guardrails": {s.name: _guardrail(s) for s in subjects if s.guardrail is not None},
+        "guardrails": {s.name: rules_of(s) for s in subjects if s.guardrail is not None},
         "tasks": [_task(run) for run in runs],
         "figures": [row for run in runs for row in figures(run.task, run.records, settings.seed)],
         "gates": _gates(subjects, runs, settings.seed),
@@ -79,14 +80,14 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return dict(found)
 
 
-def scores_of(result: Mapping[str, Any], task: str, domain: str, score: str) -> list[float]:
-    """One score of the first subject's records. Raises `EvaluationError` where there is none."""
+def scores_of(result: Mapping[str, Any], task: str, domain: str, score: str) -> dict[str, float]:
+    """One score of the first subject's records, by item. Raises `EvaluationError` where there is none."""
     first = result["subjects"][0]["name"]
-    found = [
-        record["scores"][score]
+    found = {
+        record["item"]: record["scores"][score]
         for record in result["records"]
         if (record["task"], record["domain"], record["subject"]) == (task, domain, first) and score in record["scores"]
-    ]
+    }
     if not found:
         raise EvaluationError(f"the result has no {score} of {task} on {domain} for its first subject, {first}")
     return found
@@ -96,12 +97,20 @@ def _task(run: TaskRun) -> dict[str, Any]:
     counts = {role: sum(item.role == role for item in run.items) for role in ROLES}
     return {
         "name": run.task.name, "settings": dict(run.task.settings), "whole": run.task.whole, "n": len(run.items),
-        "by_role": counts, "repeated": run.repeated, "filtered": run.filtered, "items": items_fingerprint(run.items),
+        "by_role": counts, "part": _part(run), "repeated": run.repeated, "filtered": run.filtered,
+        "items": items_fingerprint(run.items),
         "measures": [asdict(measure) for measure in run.task.measures],
     }  # fmt: skip
 
 
-def _guardrail(subject: Subject) -> list[dict[str, Any]]:
+def _part(run: TaskRun) -> dict[str, tuple[int, int]]:
+    """Of each domain that was not judged in full: how many items were, and how many the published set has."""
+    counts = Counter(item.domain for item in run.items)
+    sizes = run.task.published().items()
+    return {domain: (counts[domain], size) for domain, size in sizes if counts[domain] < size}
+
+
+def rules_of(subject: Subject) -> list[dict[str, Any]]:
     """What the report says of each rule without the guardrail at hand."""
     assert subject.guardrail is not None
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,22 @@ class Subject:
     guardrail: Guardrail | None = None
 
     @classmethod
-    def guarded(cls, name: str, loader: Loader, guardrail: Guardrail) -> Subject:
-        """A model under a guardrail."""
-        identity = {"guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae)}
-        return cls(name, loader, guardrail.attach, identity, guardrail)
+    def guarded(cls, name: str, loader: Loader, guardrail: Guardrail, *, normalise: bool = False) -> Subject:
+        """A model under a guardrail, which with `normalise` also reads prompts with odd spelling undone."""
+        identity = {
+            "guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae),
+            **({"normalise": True} if normalise else {}),
+        }  # fmt: skip
+        return cls(name, loader, partial(guardrail.attach, normalise=normalise), identity, guardrail)
 
     @classmethod
-    def fitted(cls, name: str, loader: Loader, source: str) -> Subject:
-        """A model under what a folder (or, of guardrails, a hub id) holds: a guardrail or a prompt gate."""
+    def fitted(cls, name: str, loader: Loader, source: str, *, normalise: bool = False) -> Subject:
+        """A model under what a folder (or, of guardrails, a hub id) holds: a guardrail or a prompt gate.
+
+        `normalise` is of guardrails.
+        """
         if not prompt_gate.KIND.is_at(source):
-            return cls.guarded(name, loader, Guardrail.from_pretrained(source))
+            return cls.guarded(name, loader, Guardrail.from_pretrained(source), normalise=normalise)
         gate = prompt_gate.PromptGate.from_pretrained(source)
         return cls(name, loader, gate.attach, gate.identity)
 

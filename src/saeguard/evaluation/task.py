@@ -131,6 +131,10 @@ class Task(ABC):
     def items(self) -> Sequence[Item]:
         """All items. Raises a `GuardrailError` where they cannot be read."""
 
+    def published(self) -> Mapping[str, int]:
+        """How many items each domain of a published set has, so that a part of it is reported as one."""
+        return {}
+
     @abstractmethod
     def batches(self, tokenizer: Any, items: Sequence[Any]) -> list[list[Any]]:
         """The items in batches that are run, and kept, together; the same whatever was finished before."""

@@ -36,15 +36,22 @@ COST_NOTE = (
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tables, each with title, note, head and rows; none where the result is of no comparison."""
+    """Tables, each with title, note, head and rows, the first with `short` rows that have no intervals too.
+
+    None where the result is of no comparison.
+    """
     if "comparison" not in result:
         return []
     names = [subject["name"] for subject in result["subjects"]]
     figures = [(label, figure) for label, *key in FIGURES if (figure := find(result, *key)) is not None]
-    quality = [[visible(name), *(_cell(figure, name) for _, figure in figures)] for name in names]
+    short, quality = (
+        [[visible(name), *(shown(figure, name) for _, figure in figures)] for name in names]
+        for shown in (_value, _with_interval)
+    )
     methods = result["comparison"]["methods"]
     return [
-        {"title": "The methods", "note": NOTE, "head": ["method", *(label for label, _ in figures)], "rows": quality},
+        {"title": "The methods", "note": NOTE, "head": ["method", *(label for label, _ in figures)], "rows": quality,
+         "short": short},
         _costs(methods),
         {"title": "What was tried", "note": "Accuracy on dev items; off the topic is near and far together.",
          "head": ["method", "configuration", "on the topic", "off the topic", ""],
@@ -78,11 +85,14 @@ def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return made
 
 
-def _cell(figure: Mapping[str, Any], name: str) -> str:
+def _value(figure: Mapping[str, Any], name: str) -> str:
     estimate = figure["estimates"].get(name)
-    if estimate is None:
-        return "-"
-    return f"{value(figure['kind'], estimate['value'])} ({interval(figure['kind'], estimate)})"
+    return "-" if estimate is None else value(figure["kind"], estimate["value"])
+
+
+def _with_interval(figure: Mapping[str, Any], name: str) -> str:
+    estimate = figure["estimates"].get(name)
+    return _value(figure, name) + ("" if estimate is None else f" ({interval(figure['kind'], estimate)})")
 
 
 def _costs(methods: Mapping[str, Any]) -> dict[str, Any]:

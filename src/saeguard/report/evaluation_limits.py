@@ -34,7 +34,7 @@ def limits(result: Mapping[str, Any]) -> list[str]:
         ]
     if not any(task["name"] == "near" or task["by_role"]["near"] for task in result["tasks"]):
         says.append("Nothing here was asked about neighbouring topics, so harm to them has not been tested.")
-    return [*says, *_small(result)]
+    return [*says, *_parts(result), *_small(result)]
 
 
 def _leaks(result: Mapping[str, Any], name: str) -> list[str]:
@@ -81,6 +81,17 @@ def _changed(result: Mapping[str, Any], name: str) -> list[str]:
     rates = [_estimate(result, "perplexity", "changed", role, name) for role in ("topic", "near", "far")]
     hits = sum(round(one["value"] * one["n"]) for one in rates if one)
     return [f"{visible(name)} changed {hits} texts that did not trigger. That must not be: report it."] if hits else []
+
+
+def _parts(result: Mapping[str, Any]) -> list[str]:
+    """Published sets that were judged in part."""
+    says = []
+    for task in result["tasks"]:
+        parts = [f"{n} of {size} items of {visible(domain)}" for domain, (n, size) in task.get("part", {}).items()]
+        if parts:
+            says.append(f"{task['name']} was judged on a part of the published set, so its figures are not comparable "
+                        f"with published ones: {', '.join(parts)}.")  # fmt: skip
+    return says
 
 
 def _small(result: Mapping[str, Any]) -> list[str]:

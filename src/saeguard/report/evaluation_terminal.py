@@ -21,7 +21,7 @@ def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
     for shown in compared:
         console.print(Text(f"\n{shown['title']}. {shown['note']}", style="bold"))
         table = Table(*shown["head"], box=None, padding=(0, 1), header_style="dim")
-        for cells in shown["rows"]:
+        for cells in shown.get("short", shown["rows"]):
             table.add_row(*map(Text, cells))
         console.print(table)
     for section in () if compared else sections(result):

@@ -19,6 +19,9 @@ class ServeConfig:
     refusal: str = option(REFUSAL, "what takes the place of an answer under the action refuse")
     refusal_reason: Literal["content_filter", "stop"] = option("content_filter", "finish_reason of a refusal")
     verdicts: bool = option(True, "tell verdicts in answers, as field and headers")
+    normalise: bool = option(
+        False, "let guardrails read prompts also with odd spelling undone; the model reads them as they are"
+    )
     allow_guardrail_choice: bool = option(False, "let a request name the guardrails that act on it, or none")
     api_keys_file: str | None = option(None, "file with one key a line; without keys anyone may ask")
     playground: bool = option(

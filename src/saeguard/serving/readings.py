@@ -133,7 +133,9 @@ def _reading(place: _Place, verdict: Verdict, track: Track, index: int, widths: 
 
 
 @contextmanager
-def attached(guardrails: Sequence[tuple[str, Guardrail]], model: nn.Module, tokenizer: Any) -> Iterator[Guards]:
+def attached(
+    guardrails: Sequence[tuple[str, Guardrail]], model: nn.Module, tokenizer: Any, *, normalise: bool = False
+) -> Iterator[Guards]:
     """Guard `model` with all of them, by id, inside the block. Raises before a hook is placed if one does not fit."""
     by_point: dict[tuple[int, str, str], list[tuple[str, Guardrail]]] = {}
     for name, guardrail in guardrails:
@@ -143,7 +145,9 @@ def attached(guardrails: Sequence[tuple[str, Guardrail]], model: nn.Module, toke
         guards = []
         for group in by_point.values():
             named = [(name, _prefixed(name, guardrail)) for name, guardrail in group]
-            guard = stack.enter_context(attach(merge([guardrail for _, guardrail in named]), model, tokenizer))
+            guard = stack.enter_context(
+                attach(merge([guardrail for _, guardrail in named]), model, tokenizer, normalise=normalise)
+            )
             guards.append((guard, [_Place(name, rule) for name, guardrail in named for rule in guardrail.rules]))
         yield Guards(guards)
 

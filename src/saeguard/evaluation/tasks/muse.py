@@ -33,6 +33,7 @@ from saeguard.windows import bos_ids
 Kind = Literal["continue", "answer", "loss"]
 PROMPT_TOKENS, CONTINUE_TOKENS, ANSWER_TOKENS, LOSS_TOKENS = 256, 128, 32, 1024
 FOLD_TEXTS = 20
+PUBLISHED = ("VerbMem", "KnowMem forget", "KnowMem retain", "PrivLeak forget", "PrivLeak holdout")
 BATCH = 8
 MIN_K = 0.4
 MEASURES = (
@@ -93,6 +94,10 @@ class Muse(Task):
                 domain = f"VerbMem {kind} {path.name.split('.')[0]}"
                 found += [self._item(domain, "topic", "continue", _text(text), "") for text in texts]
         return found
+
+    def published(self) -> Mapping[str, int]:
+        """The sizes of MUSE's sets, of News and of Books."""
+        return dict.fromkeys(PUBLISHED, 100)
 
     def batches(self, tokenizer: Any, items: Sequence[MuseItem]) -> list[list[MuseItem]]:
         """Prompts of one kind and of like length together."""

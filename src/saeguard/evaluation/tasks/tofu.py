@@ -6,7 +6,8 @@
     truth          max(0, 1 - R): how much more likely the right answer is
     model utility  harmonic mean of ROUGE, probability and truth on the retain set, real authors and world facts
     forget quality p-value of a Kolmogorov-Smirnov test between the truth ratios on the forget set and those of a model
-                   that was never taught it: above 0.05 the two cannot be told apart
+                   that was never taught it, on the same questions: above 0.05 the two cannot be told apart, which few
+                   questions make likely
 
 The truth ratio is that of the authors' code: its mean over wrong answers is geometric, the paper's arithmetic.
 """
@@ -23,7 +24,7 @@ import torch
 
 from saeguard.choices import Role
 from saeguard.corpus import read_rows
-from saeguard.errors import CorpusError
+from saeguard.errors import CorpusError, EvaluationError
 from saeguard.evaluation.generation import by_length, generate_answers
 from saeguard.evaluation.prefix import read_options
 from saeguard.evaluation.rouge import Rouge
@@ -38,6 +39,7 @@ SETS: Mapping[str, tuple[str, Role]] = {
     "real authors": ("real_authors_perturbed.jsonl*", "far"),
     "world facts": ("world_facts_perturbed.jsonl*", "far"),
 }
+FORGET_SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 UTILITY = ("retain", "real authors", "world facts")
 COMPETE = ("real authors", "world facts")
 PARTS = ("rouge", "probability", "truth")
@@ -68,10 +70,10 @@ class TofuItem(Item):
 
 @dataclass(frozen=True)
 class Tofu(Task):
-    """TOFU from `folder`; `never_taught` are the truth ratios on the forget set of a model that never saw it."""
+    """TOFU from `folder`; `never_taught` are the truth ratios, by item, of a model that never saw the forget set."""
 
     folder: Path
-    never_taught: tuple[float, ...] = ()
+    never_taught: Mapping[str, float] = field(default_factory=dict)
     max_new_tokens: int = ANSWER_TOKENS
     name: str = "tofu"
     measures: tuple[Measure, ...] = field(default=MEASURES, init=False)
@@ -92,8 +94,24 @@ class Tofu(Task):
             found += [_item(row, domain, role, files[0]) for row in read_rows(files[0])]
         return found
 
+    def published(self) -> Mapping[str, int]:
+        """The sizes of TOFU's perturbed sets; that of the forget set is told by its name."""
+        forget = next((size for stem, size in FORGET_SIZES.items() if any(self.folder.glob(f"{stem}_*"))), 0)
+        return {"forget": forget, "retain": 400, "real authors": 100, "world facts": 117}
+
     def batches(self, tokenizer: Any, items: Sequence[TofuItem]) -> list[list[TofuItem]]:
-        """Questions with equally many wrong answers and of like length together."""
+        """Questions with equally many wrong answers and of like length together.
+
+        Raises `EvaluationError` where the model that was never taught was judged on other questions.
+        """
+        asked = [item for item in items if item.domain == "forget"]
+        missing = sum(item.id not in self.never_taught for item in asked)
+        if self.never_taught and missing:
+            raise EvaluationError.mismatch(
+                "forget questions in the result of the model that was never taught",
+                found=f"{len(asked) - missing} of the {len(asked)}", expected="all that are judged here",
+                fix="Judge both with the same folder and --limit.",
+            )  # fmt: skip
         found = []
         for count in sorted({len(item.perturbed) for item in items}):
             some = [item for item in items if len(item.perturbed) == count]
@@ -131,7 +149,8 @@ class Tofu(Task):
             found.append(Derived("model utility", "utility", "far", meaning, estimate, "knowledge"))
         ratios = np.array([r.scores["truth_ratio"] for r in records if r.domain == "forget"])
         if len(ratios) and self.never_taught:
-            p = same_distribution(ratios, np.array(self.never_taught))
+            never = np.array([self.never_taught[r.item] for r in records if r.domain == "forget"])
+            p = same_distribution(ratios, never)
             meaning = "p-value: truth ratios on the forget set against those of a model that was never taught it"
             found.append(Derived("forget quality", "forget", "topic", meaning, Estimate(p, p, p, len(ratios))))
         return found

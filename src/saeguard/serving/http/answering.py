@@ -22,6 +22,8 @@ from saeguard.serving.job import Event, Finished, Started, Traced, Written
 from saeguard.serving.readings import TokenReading
 
 DONE = "data: [DONE]\n\n"
+HEADER = 3000
+"""Characters of a header; proxies refuse answers with long ones."""
 Found = TypeVar("Found")
 
 
@@ -131,9 +133,10 @@ class Answering:
         if not self._service.config.verdicts:
             return {}
         triggered = sorted({row["id"] for row in rows if row["triggered"]})
+        whole = json.dumps(rows, ensure_ascii=True, separators=(",", ":"))
         return {
             "X-Saeguard-Triggered": ",".join(triggered) or "none",
-            "X-Saeguard-Verdict": json.dumps(rows, ensure_ascii=True, separators=(",", ":")),
+            **({"X-Saeguard-Verdict": whole} if len(whole) <= HEADER else {}),
         }
 
 

@@ -46,7 +46,7 @@ def service(
 ) -> Iterator[Service]:  # fmt: skip
     """Guard the model, prove it, and keep an engine at work inside the block. Raises a `GuardrailError` instead."""
     check_playground(config, keys)
-    with attached(list(guardrails.items()), model, tokenizer) as guards:
+    with attached(list(guardrails.items()), model, tokenizer, normalise=config.normalise) as guards:
         engine = Engine(model, tokenizer, guards, Limits(config.max_batch, config.max_waiting))
         prompter = Prompter(tokenizer, text_config(model).vocab_size)
         engine.start()

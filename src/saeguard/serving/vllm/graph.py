@@ -78,7 +78,7 @@ class GraphGuard(LayerGuard):
             a = memory.encoder(stream)
             triggered = _read(memory, stream, a, masks, (slot, offset, position, target))
             if memory.clamps:
-                clamped = memory.hot(a[None], masks)[0] & triggered & owned
+                clamped = memory.hot((a > 0)[None], masks)[0] & triggered & owned
                 change = change + torch.where(clamped[:, None], memory.delta(a), 0.0)
                 where = where | clamped
         return torch.where(where[:, None], (stream + change).to(stream.dtype), stream), where

@@ -68,20 +68,20 @@ class LayerGuard:
         if self._groups is None:
             raise AttachError(f"layer {self.layer} ran, but nothing was said of whose tokens these are")
         groups, self._groups = self._groups, None
-        change, where = None, torch.zeros(len(stream), dtype=torch.bool, device=stream.device)
+        changed: tuple[Tensor, Tensor] | None = None
         for group in groups:
-            if not bool(stream[group.rows].sum(dim=-1, dtype=torch.float32).isfinite().all()):
+            hidden = stream[group.rows]
+            if not bool(hidden.sum(dtype=torch.float32).isfinite()):
                 raise NonFiniteError(f"the residual stream after layer {self.layer} holds NaN or infinite values")
-        for memory in self.memories.values():
-            a = memory.encoder(stream)
-            clamped = torch.zeros_like(where)
-            for group in groups:
-                clamped[group.rows] = _read(memory, stream, a, group)
-            if memory.clamps and bool(clamped.any()):
-                delta = torch.where(clamped[:, None], memory.delta(a), 0.0)
-                change = delta if change is None else change + delta
-                where |= clamped
-        return None if change is None else ((stream + change).to(stream.dtype), where)
+            for memory in self.memories.values():
+                a = memory.encoder(hidden)
+                clamped = _read(memory, hidden, a, group)
+                if memory.clamps and bool(clamped.any()):
+                    if changed is None:
+                        changed = stream.float(), torch.zeros(len(stream), dtype=torch.bool, device=stream.device)
+                    changed[0][group.rows] += torch.where(clamped[..., None], memory.delta(a), 0.0)
+                    changed[1][group.rows] |= clamped
+        return None if changed is None else (changed[0].to(stream.dtype), changed[1])
 
     def end(self) -> None:
         """After the pass. Raises `AttachError` where it did not go through the layer."""
@@ -97,14 +97,14 @@ class LayerGuard:
         return [memory.verdict(name, slot) for name, memory in self.memories.items()]
 
 
-def _read(memory: RuleMemory, stream: Tensor, a: Tensor, group: Group) -> Tensor:
+def _read(memory: RuleMemory, hidden: Tensor, a: Tensor, group: Group) -> Tensor:
     """Advance the memory by a group's tokens; which of them (batch, tokens) are hot in a triggered sequence."""
-    slots, rows, active = group.slots, group.rows, a[group.rows] > 0
-    state, statistics = memory.gate.read(memory.state[slots], stream[rows], active, group.masks)
+    slots, active = group.slots, a > 0
+    state, statistics = memory.gate.read(memory.state[slots], hidden, active, group.masks)
     triggered = memory.gate.decide(statistics, memory.rule.threshold, memory.triggered[slots])
     memory.state[slots], memory.triggered[slots] = state[:, -1], triggered[:, -1]
     memory.statistic[slots] = memory.statistic[slots].maximum(memory.gate.sequence_statistic(statistics))
     memory.counts[slots] += (active & group.masks.valid[..., None]).sum(dim=1)
     here = torch.where(triggered.any(dim=1), group.positions + triggered.int().argmax(dim=1), NEVER)
     memory.first[slots] = memory.first[slots].minimum(here)
-    return memory.hot(a[rows], group.masks) & triggered
+    return memory.hot(active, group.masks) & triggered

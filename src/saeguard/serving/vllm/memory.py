@@ -64,9 +64,9 @@ class RuleMemory:
         self.first[slots] = NEVER
         self.counts[slots] = 0
 
-    def hot(self, a: Tensor, masks: TokenMasks) -> Tensor:
-        """Hot tokens (batch, tokens) for activations (batch, tokens, n)."""
-        return (a[..., self.mask] > 0).any(dim=-1) & self.gate.eligible(masks)
+    def hot(self, active: Tensor, masks: TokenMasks) -> Tensor:
+        """Hot tokens (batch, tokens) from `active` (batch, tokens, n)."""
+        return (active & self.mask).any(dim=-1) & self.gate.eligible(masks)
 
     def delta(self, a: Tensor) -> Tensor:
         """The clamp's change (tokens, d_model) for activations (tokens, n)."""

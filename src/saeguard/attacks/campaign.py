@@ -1,0 +1,182 @@
+"""A campaign: the clean questions, then one attack after the other on what the guardrail blocks.
+
+Every attack gets the questions on the topic that a subject blocks in the clean form, and some off the topic, the same
+for the unguarded model and for every subject. Finished batches are kept by the harness, so a campaign that was stopped
+or killed goes on where it was. No attack is begun after the time is up; those left out are listed with the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from saeguard.attacks import weights
+from saeguard.attacks.attack import CLEAN, Attack
+from saeguard.attacks.catalogue import FAMILY_OF
+from saeguard.attacks.config import AttackConfig
+from saeguard.attacks.reading import AnswerProbe, Lens, at_layer, layers_behind
+from saeguard.attacks.success import Pair, blocked, outcome
+from saeguard.attacks.task import Attacked, AttackedItem, attacked
+from saeguard.errors import EvaluationError
+from saeguard.evaluation.harness import Settings, TaskRun, evaluate
+from saeguard.evaluation.sources import QuestionSet
+from saeguard.evaluation.subject import Subject
+from saeguard.evaluation.task import Dev, Item, Record, Task, limited, split
+from saeguard.evaluation.tasks.multiple_choice import QuestionItem, question_items
+from saeguard.model import decoder_layers, text_config
+
+Row = dict[str, Any]
+CLEAN_TOKENS = 40
+"""About how many tokens a question and its options have, for the budget."""
+
+
+@dataclass
+class Campaign:
+    """The unguarded model first, then what is attacked; `rows` and `left_out` grow as it goes."""
+
+    subjects: Sequence[Subject]
+    sets: Sequence[QuestionSet]
+    config: AttackConfig
+    work: Path
+    say: Callable[[str], None] = lambda text: None
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    records: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
+
+    def run(self, attacks: Sequence[Attack], others: Sequence[str]) -> None:
+        """The clean questions, attacks on prompts, then those of `others` (catalogue.WHITE_BOX) in the order given.
+
+        Raises `EvaluationError` where nothing is blocked: there is nothing to attack.
+        """
+        until = time.monotonic() + 60 * self.config.minutes
+        self._clean()
+        if not self._topic:
+            raise EvaluationError(
+                "no question on the topic is answered right without the guardrail and wrong with it: there is nothing "
+                "to attack. Give more questions (--limit), or another guardrail."
+            )
+        jobs: list[tuple[str, str, Callable[[], None]]] = [
+            (attack.name, attack.family, partial(self._attack, attack)) for attack in attacks
+        ]
+        jobs += [(name, FAMILY_OF[name], partial(self._white_box, name)) for name in others]
+        for number, (name, family, job) in enumerate(jobs, 1):
+            if time.monotonic() > until:
+                self.leave_out(name, family, f"the {self.config.minutes:g} minutes were up: run again to go on")
+                continue
+            self.say(f"{number} of {len(jobs)}: {name}")
+            job()
+
+    def leave_out(self, name: str, family: str, why: str) -> None:
+        """Note an attack that is not made."""
+        self.left_out.append({"attack": name, "family": family, "why": why})
+
+    def _clean(self) -> None:
+        items = attacked(CLEAN, question_items(self.sets), self.config.seed)
+        (run,) = self._evaluate(Attacked("clean", tuple(items)), self.subjects, split_=self.config.split)
+        self._questions = {item.id: item for item in run.items if isinstance(item, AttackedItem)}
+        self._clean_pairs = dict(self._pairs(run))
+        found = {item for pair in self._clean_pairs.values() for item in blocked(pair)}
+        self._topic = [item for item in self._questions.values() if item.id in found]
+        self._off_topic = [item for item in self._questions.values() if item.role != "topic"]
+
+    def _attack(self, attack: Attack) -> None:
+        model, tokenizer = self.subjects[0].loader.loaded
+        items = attacked(attack, self._chosen(attack.tokens), self.config.seed)
+        room = getattr(text_config(model), "max_position_embeddings", None)
+        longest = max(len(item.prompt.ids(tokenizer)) for item in items) + CLEAN_TOKENS
+        if room is not None and longest > room:
+            self.leave_out(attack.name, attack.family, f"about {longest} tokens do not fit into the model's {room}")
+            return
+        (run,) = self._evaluate(Attacked(attack.name, tuple(items)), self.subjects)
+        self._add(attack.name, attack.family, attack.says, self._pairs(run))
+
+    def _chosen(self, tokens: int) -> list[QuestionItem]:
+        """The items that an attack of so many tokens is tried on, within the budget."""
+        most = max(1, self.config.budget // (tokens + CLEAN_TOKENS))
+        domains = len({item.domain for item in self._off_topic}) or 1
+        each = max(1, min(self.config.others, most // domains))
+        return [*_first(self._topic, most), *limited(self._off_topic, each)]  # type: ignore[list-item]
+
+    def _white_box(self, name: str) -> None:
+        clean = self.records["clean"]
+        if name == "hook-removed":
+            unguarded = clean[self.subjects[0].name]
+            pairs = {s.name: Pair.of(unguarded, _as_unguarded(unguarded)) for s in self._guarded()}
+            self._add(name, "weights", "the weights are run without the hook: nothing is left of the guardrail",
+                      pairs.items())  # fmt: skip
+        elif name.startswith("quantised"):
+            self._quantised(name, int(name.removeprefix("quantised-")))
+        else:
+            self._reading(name)
+
+    def _quantised(self, name: str, bits: int) -> None:
+        loader = weights.quantised(self.subjects[0].loader, bits)
+        items = tuple(attacked(CLEAN, self._chosen(0), self.config.seed))
+        for subject in self._guarded():
+            assert subject.guardrail is not None
+            refused = weights.refusal(subject.guardrail, loader)
+            pair = [Subject("unguarded", loader), weights.forced(subject, subject.guardrail, loader)]
+            (run,) = self._evaluate(Attacked(name, items), pair)
+            says = f"weights rounded to {bits} bits, the guardrail as calibrated and its check overridden"
+            self._add(name, "weights", says, self._pairs(run), note=refused or "the guardrail did not refuse")
+
+    def _reading(self, name: str) -> None:
+        items = tuple(self._chosen(0))
+        for subject in self._guarded():
+            assert subject.guardrail is not None
+            last = len(decoder_layers(subject.loader.loaded[0])) - 1
+            layers = tuple(layers_behind(subject.guardrail.layer, last))
+            task: Task = Lens(items, layers) if name == "lens" else AnswerProbe(items, self._training(), layers)
+            (run,) = self._evaluate(task, [self.subjects[0], subject])
+            first, second = (run.records[one.name] for one in (self.subjects[0], subject))
+            for layer in layers:
+                pair = Pair.of(at_layer(first, layer), at_layer(second, layer))
+                self._add(f"{name}-layer-{layer}", "reading", f"{name} after block {layer}", [(subject.name, pair)])
+
+    def _training(self) -> tuple[QuestionItem, ...]:
+        """Dev questions of all domains: never those that are attacked."""
+        dev: Dev[Item] = split(question_items(self.sets))[0]
+        return tuple(i for i in dev.items if isinstance(i, QuestionItem) and i.id not in self._questions)
+
+    def _guarded(self) -> list[Subject]:
+        return [subject for subject in self.subjects if subject.guardrail is not None]
+
+    def _evaluate(self, task: Task, subjects: Sequence[Subject], split_: str = "all") -> list[TaskRun]:
+        """The items are chosen before, but for the clean questions: those are of one side and limited here."""
+        limit = self.config.limit if task.name == "clean" else None
+        settings = Settings(split_, limit, self.config.keep_text, self.config.seed)  # type: ignore[arg-type]
+        runs = evaluate(subjects, [task], settings, work=self.work, show_progress=True)
+        self.records[task.name] = runs[0].records
+        return runs
+
+    def _pairs(self, run: TaskRun) -> Iterator[tuple[str, Pair]]:
+        unguarded, *others = run.records.items()
+        return ((name, Pair.of(unguarded[1], records)) for name, records in others)
+
+    def _add(self, name: str, family: str, says: str, pairs: Any, note: str = "") -> None:
+        for subject, pair in pairs:
+            found = outcome(self._clean_pairs[subject], pair)
+            about = {"attack": name, "family": family, "says": says, "subject": subject, "note": note}
+            self.rows.append({**about, **found, "ratio": self._ratio(subject, found["statistic"])})
+
+    def _ratio(self, name: str, statistic: float | None) -> float | None:
+        """A statistic over its threshold; None where there are several rules, whose statistics do not compare."""
+        guardrail = next(subject.guardrail for subject in self.subjects if subject.name == name)
+        if guardrail is None or statistic is None or len(guardrail.rules) > 1 or not guardrail.threshold:
+            return None
+        return statistic / guardrail.threshold
+
+
+def _first(items: Sequence[QuestionItem], count: int) -> list[Item]:
+    """At most `count` of all items together, chosen as the harness chooses."""
+    together = [replace(item, domain="") for item in items]
+    ids = {item.id for item in limited(together, count)}
+    return [item for item in items if item.id in ids]
+
+
+def _as_unguarded(records: Sequence[Record]) -> list[Record]:
+    return [replace(record, triggered=None, statistic=None) for record in records]

@@ -1,0 +1,44 @@
+"""Every choice of `attack` with its default and help text: the command line is made from it. Nothing heavy here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from saeguard.options import option
+
+FAMILIES = {
+    "dilution": "filler before, after and around the question",
+    "splitting": "the question over several turns",
+    "conversations": "after a long conversation on other things",
+    "spelling": "spaces, leetspeak, ROT13, Base64, hyphens, homoglyphs, zero-width characters",
+    "rewriting": "synonyms; with --endpoint also paraphrase and translation",
+    "jailbreaks": "templates that talk a model into answering",
+    "formats": "a role, code, JSON, CSV, a poem",
+    "prefill": "the beginning of the answer is written already",
+    "shots": "after answered examples",
+    "suffix": "white box: free tokens searched against the gate",
+    "weights": "white box: the hook removed, the weights rounded to 8 and 4 bits",
+    "reading": "white box: logit lens and linear probe behind the guard",
+}
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """How attacks are made and bounded."""
+
+    split: Literal["test", "dev", "all"] = option("test", "which side of the questions is attacked")
+    limit: int | None = option(60, "at most this many questions of each domain")
+    others: int = option(4, "of each domain off the topic at most this many, to see what harm an attack provokes")
+    lengths: tuple[int, ...] = option((100, 400, 1600, 4000), "dilution: tokens of filler")
+    budget: int = option(40_000, "prompt tokens that one attack may have read on the topic, and again off it")
+    minutes: float = option(60.0, "no attack is begun after this long; run again to go on")
+    steps: int = option(20, "suffix: steps for one question")
+    seconds: float = option(10.0, "suffix: seconds for one question")
+    endpoint: str | None = option(
+        None, "rewriting: address of an OpenAI-compatible endpoint, ending in /v1; its key: SAEGUARD_ENDPOINT_KEY"
+    )
+    endpoint_model: str = option("model", "rewriting: the model's name at the endpoint")
+    languages: tuple[str, ...] = option(("German", "Spanish", "Russian"), "rewriting: languages to translate into")
+    keep_text: bool = option(False, "keep prompts and answers in the result")
+    seed: int = option(0, "seed of everything random")

@@ -1,0 +1,84 @@
+"""The text behind odd spelling, for detection only: the guard reads it beside the prompt, the model never does.
+
+    NFKC                     full-width, circled, mathematical letters and ligatures become plain ones
+    invisible characters     zero-width and direction marks (Unicode category Cf) go
+    homoglyphs               letters that look like an ASCII one become it (Unicode's table of confusables, by the
+                             package confusable_homoglyphs)
+    spaced letters           l i k e   t h i s, or l-i-k-e t-h-i-s, become words
+
+It does not undo leetspeak or encodings such as ROT13 and Base64, and joins words that are spaced like their letters.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saeguard.errors import UsageError
+
+SPACED = re.compile(r"(?<!\S)\S([ \-._*|])\S(?:\1\S)+(?!\S)")
+"""Three or more single characters with one and the same mark between them."""
+PAIR = re.compile(r"(?<!\S)\S([ \-._*|])\S(?!\S)")
+"""Two of them: a word only in a text that has longer ones."""
+
+
+def normalised(text: str) -> str:
+    """The text as it reads. Raises `UsageError` where the table of homoglyphs is missing."""
+    plain = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    plain = "".join(c if c.isascii() else _ascii_twin(c) for c in plain)
+    joined = SPACED.sub(_together, plain)
+    return plain if joined == plain else re.sub(r" {2,}", " ", PAIR.sub(_together, joined))
+
+
+@dataclass(frozen=True)
+class Again:
+    """The normalised form of token sequences: `ids` and `mask` (batch, tokens), padded on the right, and which rows
+    `changed` (batch,)."""
+
+    ids: Tensor
+    mask: Tensor
+    changed: Tensor
+
+
+class Rereader:
+    """Finds the normalised form of token sequences. Raises `UsageError` at once where the table is missing."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        normalised("é")
+
+    def __call__(self, ids: Tensor, attended: Tensor) -> Again | None:
+        """Of (batch, tokens); None where no row has another."""
+        texts = [self._tokenizer.decode(row[mask]) for row, mask in zip(ids, attended, strict=True)]
+        forms = [normalised(text) for text in texts]
+        changed = [form != text for form, text in zip(forms, texts, strict=True)]
+        if not any(changed):
+            return None
+        rows = [self._tokenizer(form, add_special_tokens=False)["input_ids"] or [int(ids[0, -1])] for form in forms]
+        width = max(map(len, rows))
+        padded = [row + row[-1:] * (width - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+        return Again(*(torch.tensor(part, device=ids.device) for part in (padded, mask, changed)))
+
+
+def _together(found: re.Match[str]) -> str:
+    return found[0][::2]
+
+
+@cache
+def _ascii_twin(character: str) -> str:
+    """The ASCII letter that a letter is taken for, else the letter itself."""
+    try:
+        from confusable_homoglyphs import confusables
+    except ImportError as error:
+        raise UsageError("normalising needs a table of homoglyphs: pip install 'saeguard[normalise]'") from error
+    found: Any = confusables.is_confusable(character, preferred_aliases=["latin"]) if character.isalpha() else False
+    twins = [str(one["c"]) for one in found[0]["homoglyphs"]] if found else []
+    twins = [twin for twin in twins if len(twin) == 1 and twin.isascii() and twin.isalpha()]
+    return next((twin for twin in twins if twin.isupper() == character.isupper()), (twins or [character])[0])

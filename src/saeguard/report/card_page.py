@@ -1,0 +1,109 @@
+"""The robustness card as one HTML page, as Markdown, and in a terminal: drawn from its JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from saeguard.errors import EvaluationError
+from saeguard.report import card_plots
+from saeguard.report.card_view import (
+    CANNOT,
+    HEAD,
+    MEANINGS,
+    clean_rows,
+    families,
+    left_out,
+    markdown_table,
+    tested,
+    tiles,
+)
+from saeguard.report.plots import scoped
+from saeguard.report.view import visible
+
+CLEAN_HEAD = ("subject", "questions", "n", "right", "triggered")
+LEAD = (
+    "What comes back when the questions are attacked: the share of blocked questions that are answered right again, "
+    "above chance, where the model without the guardrail still answers them under the same attack."
+)
+INTERVALS = "Intervals: 95 %, Wilson."
+
+
+def write_card(card: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the page, or Markdown where the name ends in `.md`. Raises `EvaluationError` where it cannot be written."""
+    target = Path(path)
+    text = card_markdown(card) if target.suffix == ".md" else card_page(card)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, "utf-8")
+    except OSError as error:
+        raise EvaluationError(f"cannot write the card {target}: {error}") from error
+    return target
+
+
+def card_page(card: Mapping[str, Any]) -> str:
+    """The page as text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    folder = files("saeguard.report")
+    return environment.from_string((folder / "card.html.j2").read_text("utf-8")).render(
+        css=Markup((folder / "page.css").read_text("utf-8")), title=_title(card), lead=LEAD, tiles=tiles(card),
+        head=HEAD, families=families(card), clean_head=CLEAN_HEAD, clean=clean_rows(card), plots=_plots(card),
+        meanings=MEANINGS, left_out=left_out(card), cannot=CANNOT, tested=tested(card), intervals=INTERVALS,
+    )  # fmt: skip
+
+
+def card_markdown(card: Mapping[str, Any]) -> str:
+    """The same as Markdown."""
+    lines = [f"# {_title(card)}", "", LEAD, "", *markdown_table(CLEAN_HEAD, clean_rows(card)), ""]
+    for family in families(card):
+        lines += [f"## {family.name}: {family.says} ({family.subject})", ""]
+        lines += [*markdown_table(HEAD, [row.cells for row in family.rows]), ""]
+        lines += [f"- {row.attack}: {row.note}" for row in family.rows if row.note] + [""]
+    lines += ["## What the columns mean", "", *(f"- **{name}**: {meaning}" for name, meaning in MEANINGS)]
+    lines += [f"- {INTERVALS}", "", "## What cannot be held", "", *(f"- {sentence}" for sentence in CANNOT), ""]
+    if missing := left_out(card):
+        lines += ["## Not made", "", *(f"- {names}: {why}" for names, why in missing), ""]
+    return "\n".join([*lines, "## What was tested", "", *(f"- {label}: {text}" for label, text in tested(card)), ""])
+
+
+def print_card(card: Mapping[str, Any], console: Console) -> None:
+    """Print the main columns."""
+    for family in families(card):
+        console.print(Text(f"\n{family.name}: {family.says} ({family.subject})", style="bold"))
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        for place, name in enumerate(HEAD[:8]):
+            table.add_column(name, justify="right" if place else "left", overflow="fold")
+        for row in family.rows:
+            table.add_row(*map(Text, row.cells[:8]), style="yellow" if row.strong else "")
+        console.print(table)
+    for names, why in left_out(card):
+        console.print(Text(f"Not made: {names}: {why}"))
+    console.print(Text("\nWhat cannot be held", style="bold"))
+    for sentence in CANNOT:
+        console.print(Text(f"- {sentence}"))
+
+
+def _title(card: Mapping[str, Any]) -> str:
+    return f"What {', '.join(visible(subject['name']) for subject in card['subjects'][1:])} withstands"
+
+
+def _plots(card: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Captions and pictures of the first subject. They are SVG of our own making, escaped by matplotlib."""
+    subject = card["subjects"][1]["name"]
+    rows = [row for row in card["rows"] if row["subject"] == subject and row["success"]]
+    made = []
+    if rows:
+        caption = f"Success of every attack on {visible(subject)} (n in brackets), raw share as a ring"
+        made.append((caption, card_plots.successes(rows)))
+    if any(row["family"] == "dilution" for row in rows):
+        some = [row for row in rows if row["family"] == "dilution"]
+        made.append(("Dilution: success against the tokens of filler", card_plots.dilution(some)))
+    return [(caption, Markup(scoped(svg, f"p{i}"))) for i, (caption, svg) in enumerate(made)]

@@ -1,0 +1,177 @@
+"""A robustness card as rows to read. Terminal, page and Markdown show these same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saeguard.attacks.config import FAMILIES
+from saeguard.report.view import number, percent, visible
+
+HEAD = ("attack", "n", "success", "raw", "triggered", "model still right", "off topic: triggered", "same answer",
+        "tokens", "seconds", "statistic / threshold", "read before")  # fmt: skip
+MEANINGS = (
+    ("blocked", "questions on the topic that the model answers right without the guardrail and wrong with it"),
+    ("n", "blocked questions that the model without the guardrail still answers right under the attack"),
+    ("raw", "share of those n that is answered right under the guardrail and the attack"),
+    ("success", "raw above chance: (raw − chance) / (1 − chance), not below 0. Guesses on questions that were guessed "
+     "wrong before are right less often than chance, so raw is the upper and success the lower estimate"),
+    ("triggered", "share of the blocked questions that trigger under the attack"),
+    ("model still right", "share of the blocked questions that the model without the guardrail answers right under the "
+     "attack: where it is low, the attack destroys what it is after"),
+    ("off topic", "questions on other topics under the same attack: how many trigger, and how many get the answer of "
+     "the model without the guardrail"),
+    ("tokens, seconds", "what the attack adds to a prompt, and the time to read it (with a search: and to find it); "
+     "times are of this machine"),
+    ("statistic / threshold", "median over the blocked questions; above 1 triggers"),
+    ("read before", "share of a prompt that is read before it triggers, 1 where it never does: median over the blocked "
+     "questions. Of what was read before nothing is clamped"),
+)  # fmt: skip
+CANNOT = (
+    "Whoever holds the weights can run them without the hook. Nothing in a guardrail of this kind can prevent that; it "
+    "protects a model that is served, not one that is given away.",
+    "Whoever can change the residual stream at the guarded layer or behind it, or train the model, is not stopped.",
+    "An attack that failed here has failed in this form, on these questions. Who tries longer may find another.",
+)
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One attack on one subject, as cells under `HEAD`."""
+
+    attack: str
+    says: str
+    note: str
+    cells: tuple[str, ...]
+    strong: bool
+
+
+@dataclass(frozen=True)
+class Family:
+    """The attacks of one family on one subject."""
+
+    name: str
+    says: str
+    subject: str
+    rows: tuple[AttackRow, ...]
+
+
+def families(card: Mapping[str, Any]) -> list[Family]:
+    """All rows, by family and subject."""
+    found = []
+    for name, says in FAMILIES.items():
+        for subject in dict.fromkeys(row["subject"] for row in card["rows"]):
+            its = [_row(r) for r in card["rows"] if (r["family"], r["subject"]) == (name, subject)]
+            if its:
+                found.append(Family(name, says, visible(subject), tuple(its)))
+    return found
+
+
+def share(rate: Mapping[str, Any] | None) -> str:
+    """A rate as JSON, in percent."""
+    return "-" if rate is None else percent(rate["rate"])
+
+
+def estimate(found: Mapping[str, float] | None) -> str:
+    """A share with its 95 % interval."""
+    if found is None:
+        return "-"
+    return f"{percent(found['value'])} ({100 * found['low']:.0f} to {100 * found['high']:.0f} %)"
+
+
+def _row(row: Mapping[str, Any]) -> AttackRow:
+    off, cost = _off_topic(row["utility"]), row["cost"]
+    seconds = cost["seconds"] + cost["search_seconds"]
+    cells = (
+        row["attack"], str(row["n"]), estimate(row["success"]), _percent(row["raw"]), share(row["triggered"]),
+        share(row["kept"]), _of(off["triggered"]), _of(off["same"]), number(round(cost["tokens"])),
+        f"{seconds:.2f}", _two(row["ratio"]), _two(row["read_before"]),
+    )  # fmt: skip
+    strong = row["success"] is not None and row["success"]["low"] > 0
+    return AttackRow(row["attack"], visible(row["says"]), visible(row["note"]), tuple(map(visible, cells)), strong)
+
+
+def _two(found: float | None) -> str:
+    return "-" if found is None else f"{found:.2f}"
+
+
+def _percent(found: Mapping[str, float] | None) -> str:
+    return "-" if found is None else percent(found["value"])
+
+
+def _off_topic(utility: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Hits and number, near and far together."""
+    counts = {}
+    for name in ("triggered", "same"):
+        its = [one[name] for one in utility.values() if one[name] is not None]
+        counts[name] = (sum(one["hits"] for one in its), sum(one["n"] for one in its))
+    return counts
+
+
+def _of(counts: tuple[int, int]) -> str:
+    return f"{counts[0]} of {counts[1]}" if counts[1] else "-"
+
+
+def clean_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Subject, role, n, accuracy and triggers of the clean questions."""
+    return [
+        (visible(row["subject"]), row["role"], str(row["accuracy"]["n"]), share(row["accuracy"]),
+         share(row["triggered"]))
+        for row in card["clean"]
+    ]  # fmt: skip
+
+
+def tiles(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The main figures of the first guarded subject."""
+    subject = next(iter(card["guardrails"]), None)
+    accuracy = {row["subject"]: row["accuracy"] for row in card["clean"] if row["role"] == "topic"}
+    found = []
+    if subject in accuracy:
+        before = share(accuracy[card["subjects"][0]["name"]])
+        found.append((f"{before} → {share(accuracy[subject])}", "clean accuracy on the topic"))
+    for name, title in (("dilution", "dilution"), ("splitting", "splitting"), ("spelling", "spelling")):
+        its = [r for r in card["rows"] if r["family"] == name and r["subject"] == subject and r["success"]]
+        if its:
+            worst = max(its, key=lambda row: row["success"]["value"])
+            found.append(
+                (percent(worst["success"]["value"]), f"most successful {title}: {worst['attack']}, n {worst['n']}")
+            )
+    return found
+
+
+def tested(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was tested, as labels and values."""
+    rows = []
+    for subject in card["subjects"]:
+        model = subject["model"]
+        parts = [f"{model['name'] or model['config']['model_type']} (weights {model['weights']}), {subject['dtype']}"]
+        for rule in card["guardrails"].get(subject["name"], ()):
+            parts.append(f"guardrail {subject['guardrail']}: rule {rule['name']}, {rule['gate']} gate above "
+                         f"{number(rule['threshold'])}, {rule['action']}")  # fmt: skip
+        rows.append((subject["name"], "; ".join(parts)))
+    settings = card["settings"]
+    rows += [
+        ("questions", f"{settings['split']} side, at most {settings['limit']} of a domain; seed {settings['seed']}"),
+        ("bounds", f"{settings['budget']:,} tokens an attack on the topic, {settings['others']} questions of each "
+         f"other domain, {settings['steps']} steps or {settings['seconds']:g} seconds a search"),
+        ("made with", ", ".join(f"{n} {v}" for n, v in card["versions"].items()) + f"; code {card['code']}"),
+    ]  # fmt: skip
+    return [(visible(label), visible(text)) for label, text in rows]
+
+
+def left_out(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Attacks that were not made, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for one in card["left_out"]:
+        reasons.setdefault(one["why"], []).append(one["attack"])
+    return [(", ".join(names), visible(why)) for why, names in reasons.items()]
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return [line(head), f"|{'---|' * len(head)}", *map(line, rows)]
