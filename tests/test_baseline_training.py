@@ -21,8 +21,11 @@ from saeguard.errors import BaselineError, CorpusOverlapError, DoesNotFitError, 
 from saeguard.evaluation.comparison import drawn
 from saeguard.evaluation.subject import checkpoint
 
-# PEFT asks transformers 5 by an older name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+# PEFT asks transformers 5 by an older name; transformers 4.57 wonders at checkpoints that follow each other so fast.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
+]
 SHORT = {"steps": 6, "batch": 2, "max_tokens": 16, "check_every": 2, "learning_rate": 1e-3, "keep_utility": 0.0}
 TRAINED = [name for name, one in BASELINES.items() if one.trains_weights and name != "ssd"]
 

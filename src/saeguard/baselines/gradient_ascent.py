@@ -1,4 +1,4 @@
-"""Gradient ascent (Jang et al. 2023, arXiv 2210.01504, equation 1): the likelihood of forget text is minimised.
+"""Gradient ascent (Jang et al. 2023, arXiv 2210.01504): the likelihood of forget text is minimised.
 
     L = - NLL(forget)
 

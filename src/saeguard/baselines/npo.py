@@ -1,4 +1,4 @@
-"""Negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868, equation 3) with a retain part.
+"""Negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868) with a retain part.
 
     L = - gamma (2 / beta) E_forget[ log sigmoid( - beta log( p_now(y) / p_before(y) ) ) ] + alpha R
     R = NLL(retain), or KL(p_before || p_now) on retain text

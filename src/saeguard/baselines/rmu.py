@@ -1,4 +1,4 @@
-"""RMU (Li et al. 2024, arXiv 2403.03218, section 4): forget text is sent along a random direction.
+"""RMU (Li et al. 2024, arXiv 2403.03218): forget text is sent along a random direction.
 
     L = E_forget || h_now(t) - c u ||^2 + alpha E_retain || h_now(t) - h_before(t) ||^2
 

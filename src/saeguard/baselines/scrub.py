@@ -1,4 +1,4 @@
-"""SCRUB (Kurmanji et al. 2023, arXiv 2302.09880, equation 3): a student that leaves its teacher on forget text.
+"""SCRUB (Kurmanji et al. 2023, arXiv 2302.09880): a student that leaves its teacher on forget text.
 
     L = alpha D(retain) + gamma NLL(retain) - beta D(forget)
     D = T^2 KL(p_before || p_now) at temperature T

@@ -1,4 +1,4 @@
-"""SimNPO (Fan et al. 2024, arXiv 2410.07163, equation 4): NPO without a reference model, length-normalised.
+"""SimNPO (Fan et al. 2024, arXiv 2410.07163): NPO without a reference model, length-normalised.
 
     L = - w_f (2 / beta) E_forget[ log sigmoid( - (beta / |y|) log p(y) - margin ) ] + w_r NLL(retain)
 

@@ -1,4 +1,4 @@
-"""Selective synaptic dampening (Foster et al. 2024, arXiv 2308.07707, equations 3 to 5): no training.
+"""Selective synaptic dampening (Foster et al. 2024, arXiv 2308.07707): no training.
 
     I(theta) = E over windows of ( d NLL / d theta )^2              the diagonal of the Fisher information
     theta' = b theta  where I_forget > alpha I_retain,  with b = min( lambda I_retain / I_forget, 1 );  theta elsewhere

@@ -119,6 +119,10 @@ class _Unlearning(Trainer):
             raise not_finite(f"the loss is {float(value.detach())}", self.state.global_step + 1, self._job)
         return value
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None are counted: what a pair costs is the loss's affair."""
+        return 0
+
 
 class _Looks(TrainerCallback):
     """What happens after a step: progress, and now and then the stopping rule and a checkpoint."""

@@ -29,7 +29,7 @@ from saeguard.baselines.checkpoint import (
 from saeguard.baselines.likelihood import Batch, Loss
 from saeguard.baselines.memory import Needs
 from saeguard.baselines.texts import Pairs, Texts, batches_of, pad_id_of
-from saeguard.baselines.training import Job, Outcome, train
+from saeguard.baselines.training import Job, Outcome, computing_in, train
 from saeguard.baselines.utility import StoppingRule
 from saeguard.baselines.weight_settings import Training
 from saeguard.corpus import Corpus
@@ -80,6 +80,7 @@ def run_plan(trial: Trial, plan: Plan) -> None:
     used = {name: value for name, value in vars(settings).items() if name not in plan.unused}
     folder = trial.work / f"{plan.name}-{digest(record | {'method': plan.name, 'settings': used})}"
     outcome = train(_job(trial, plan, (model.float(), tokenizer, compute), texts, folder), show_progress=True)
+    del model  # there is room for the result, which is read from its checkpoint
     record |= {
         "steps": outcome.step, "ended": outcome.ended, "utility_before": outcome.utility_before,
         "utility_after": outcome.utility_after, "estimated_bytes": needs.bytes,
@@ -151,7 +152,8 @@ def _job(trial: Trial, plan: Plan, loaded: tuple[Any, Any, torch.dtype], texts: 
     held_out = batches_of(texts.held_out, settings.batch, pad_id, model.device)
     loss = plan.objective(Setup(model, forget, retain))
     modules = None if plan.modules is None else plan.modules(model)
-    rule = StoppingRule.of(model, held_out, settings.keep_utility)
+    with computing_in(compute, model.device):
+        rule = StoppingRule.of(model, held_out, settings.keep_utility)
     adapted = trainable(model, modules, settings.lora_rank)
     return Job(
         adapted, tokenizer, pad_id, loss, reference_of(adapted) if plan.before else no_reference,

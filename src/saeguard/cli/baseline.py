@@ -12,7 +12,7 @@ from saeguard.cli.texts import add_texts, fit_texts
 HELP = "fit or train one of the methods that a guardrail is compared with"
 EXAMPLE = (
     "saeguard baseline static --forget topic.jsonl --retain near=near.jsonl chat=chat.jsonl --out baselines/static\n"
-    "  saeguard baseline list"
+    "  saeguard baseline list --json"
 )
 
 
