@@ -246,7 +246,10 @@ class TestMuse:
             Record("a", "PrivLeak forget", "topic", {"min_k": 1.0}),
             Record("b", "PrivLeak holdout", "far", {"min_k": 0.0}),
         ]
-        assert Muse(tmp_path, retrained_auc=0.8).derived(records, 0)[0].estimate.value == pytest.approx(25)
+        (found,) = Muse(tmp_path, retrained_auc=0.8).derived(records, 0)
+        assert found.estimate.value == pytest.approx(25)
+        assert "AUC - 0.8" in found.meaning
+        assert Muse(tmp_path, retrained_auc=0.8).settings == Muse(tmp_path).settings
 
     def test_what_is_no_muse_is_refused(self, tmp_path):
         with pytest.raises(CorpusError, match="not laid out like MUSE: found no verbmem/forget"):

@@ -70,10 +70,10 @@ class Muse(Task):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Lengths in tokens, and the reference AUC."""
+        """Lengths in tokens, and the K. No record depends on the reference AUC, so it leaves finished work valid."""
         return {
             "prompt": PROMPT_TOKENS, "continue": CONTINUE_TOKENS, "answer": ANSWER_TOKENS, "loss": LOSS_TOKENS,
-            "min_k": MIN_K, "retrained_auc": self.retrained_auc,
+            "min_k": MIN_K,
         }  # fmt: skip
 
     def items(self) -> Sequence[MuseItem]:
