@@ -156,8 +156,9 @@ def test_mistakes_are_named(run, words, given, status, message):
     assert (found, message in err, "Traceback" in err) == (status, True, False)
 
 
-def test_where_nothing_is_blocked_there_is_nothing_to_attack(run, folder, llama, tokenizer):
+def test_where_nothing_is_blocked_there_is_nothing_to_attack(run, folder, tmp_path, llama, tokenizer):
     quiet = make_guardrail(llama, tokenizer, make_sae("jumprelu"), 1, threshold=9.0)
     quiet.save_pretrained(folder / "quiet")
-    status, _, err = run("spelling", "--guardrail", folder / "quiet", given=False)
+    words = ("spelling", "--guardrail", folder / "quiet", "--out", tmp_path / "card.json")
+    status, _, err = run(*words, given=False)
     assert (status, "there is nothing to attack" in err) == (1, True)
