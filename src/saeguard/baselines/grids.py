@@ -1,8 +1,7 @@
 """Which settings are tried when a method is tuned.
 
 `paper` are the grids of arXiv 2504.08192 (tables 4 to 6, 8 and 9) where it has one for the method. `small` fits a
-machine without a GPU: few steps on short windows, and 8 configurations of each method or a few more. It is what the
-catalogue has.
+machine without a GPU: few steps on short windows, and 8 configurations of each method. It is what the catalogue has.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ SMALL: dict[type[Settings], Axes] = {
     CRISP: SHORT | {"learning_rate": (5e-4, 2e-3), "beta": (0.9, 0.99), "features": (10, 40)},
     TaskVector: SHORT | {"learning_rate": (5e-5,), "scale": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)},
     DARE: SHORT | {"learning_rate": (5e-5,), "scale": (0.5, 1.0, 1.5, 2.0), "rate": (0.5, 0.9)},
-    SSD: {"max_tokens": (128,), "threshold": (2.5, 10.0, 50.0, 250.0), "dampening": (0.01, 0.1, 0.5)},
+    SSD: {"max_tokens": (128,), "threshold": (10.0, 50.0, 250.0, 1000.0), "dampening": (0.1, 0.5)},
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class DARE(TaskVector):
 class SSD:
     """`ssd.py`."""
 
-    threshold: float = option(1.0, "a weight is dampened if it matters this many times more to forget text (alpha)")
+    threshold: float = option(100.0, "a weight is dampened if it matters this many times more to forget text (alpha)")
     dampening: float = option(0.1, "how strongly (lambda): smaller is stronger")
     windows: int = option(256, "windows of each kind from which importances are estimated")
     max_tokens: int = option(256, "tokens of a window")
