@@ -51,9 +51,10 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
     """The sections that hold figures."""
     names = [subject["name"] for subject in result["subjects"]]
     meanings = {(t["name"], m["name"]): m["meaning"] for t in result["tasks"] for m in t["measures"]}
+    told = [figure for figure in result["figures"] if figure["measure"] != "refused" or _refuses(result)]
     found = []
     for role, title, note in SECTIONS:
-        figures = [figure for figure in result["figures"] if figure["role"] == role]
+        figures = [figure for figure in told if figure["role"] == role]
         pooled = {(f["task"], f["measure"]) for f in figures if f["domain"] is None}
         whole = [f for f in figures if f["domain"] is None or (f["task"], f["measure"]) not in pooled]
         single = [f for f in figures if f["domain"] is not None and (f["task"], f["measure"]) in pooled]
@@ -61,6 +62,12 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
         if rows:
             found.append(Section(role, title, note, tuple(rows), tuple(domains)))
     return found
+
+
+def _refuses(result: Mapping[str, Any]) -> bool:
+    """Whether any subject refused to answer any question."""
+    figures = [figure for figure in result["figures"] if figure["measure"] == "refused"]
+    return any(one["value"] > 0 for figure in figures for one in figure["estimates"].values())
 
 
 def _row(figure: Mapping[str, Any], names: Sequence[str], meanings: Mapping[tuple[str, str], str]) -> Row:
