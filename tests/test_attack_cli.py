@@ -72,15 +72,39 @@ def test_all_attacks_make_one_card(run, tmp_path):
     assert (removed["success"]["value"], removed["n"]) == (1.0, removed["blocked"])
     refused = next(row for row in card["rows"] if row["attack"] == "quantised-4")
     assert "weights of the model: found" in refused["note"]
-    for row in card["rows"]:
-        assert row["n"] <= row["tried"] <= row["blocked"]
+    (counts,) = card["blocked"]
+    assert {row["blocked"] for row in card["rows"]} == {counts["blocked"]}
+    assert all(row["n"] <= row["tried"] <= row["blocked"] for row in card["rows"])
     page = (tmp_path / "card.html").read_bytes()
+    strong = [row for row in card["rows"] if row["success"] and row["success"]["low"] > row["chance"]]
+    hits = [row for row in card["rows"] if row["success"] and row["success"]["value"] > 0]
+    assert page.count(b'class="n over"') == len(strong) < len(hits)
     text = (tmp_path / "card.md").read_text("utf-8")
     assert "Nothing in a guardrail of this kind can prevent that" in text
     assert all(f"| {row['attack']} |" in text for row in card["rows"])
+    cells = [str(counts[name]) for name in ("right", "known", "blocked", "left_out")]
+    assert f"| mine | {' | '.join(cells)} |" in text
     status, shown, _ = run("--render", tmp_path / "card.json", given=False)
     assert (status, "What cannot be held" in shown) == (0, True)
     assert (tmp_path / "card.html").read_bytes() == page
+
+
+def test_only_known_questions_are_attacked(run):
+    _, card, _ = run("spelling-capitals", "--budget", 100000, "--json")
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    for record in card["records"]:
+        if record["role"] == "topic":
+            scores.setdefault((record["attack"], record["subject"]), {})[record["item"]] = record["scores"]["accuracy"]
+    clean, guarded = scores["clean", "unguarded"], scores["clean", "mine"]
+    without = scores["no-question", "unguarded"]
+    assert set(without) == set(clean)
+    assert ("no-question", "mine") not in scores
+    wrong = {item for item in clean if clean[item] and not guarded[item]}
+    attacked = {item for item in wrong if not without[item]}
+    assert 0 < len(attacked) < len(wrong)
+    assert set(scores["spelling-capitals", "mine"]) == attacked
+    (counts,) = card["blocked"]
+    assert (counts["blocked"], counts["left_out"]) == (len(attacked), len(wrong - attacked))
 
 
 def test_a_run_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
@@ -101,7 +125,7 @@ def test_a_run_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
     status, _, err = run(*names, "--json")
     assert (status, "run the same command to go on" in err) == (130, True)
     kept = {path: path.read_bytes() for path in (tmp_path / "card.work").iterdir()}
-    assert len(kept) == 8
+    assert len(kept) == 7
     status, card, _ = run(*names, "--json")
     assert (status, without_times(card)) == (0, whole)
     assert {path: path.read_bytes() for path in kept} == kept

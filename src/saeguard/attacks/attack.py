@@ -66,7 +66,7 @@ def said(content: str, start: str = ANSWER) -> Prompt:
 
 CLEAN = Attack("clean", "clean", "the question as it is", lambda question, draw: quiz(question.text))
 
-NO_QUESTION = Attack("no-question", "control", "the options without the question", lambda question, draw: quiz(""))
+NO_QUESTION = Attack("no-question", "clean", "the options without the question", lambda question, draw: quiz(""))
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
