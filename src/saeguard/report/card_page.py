@@ -23,10 +23,10 @@ from saeguard.report.card_view import (
     clean_rows,
     families,
     left_out,
-    markdown_table,
     tested,
     tiles,
 )
+from saeguard.report.markdown import markdown_table
 from saeguard.report.plots import scoped
 from saeguard.report.view import visible
 

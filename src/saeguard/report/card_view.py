@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,12 +177,3 @@ def left_out(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     for one in card["left_out"]:
         reasons.setdefault(one["why"], []).append(one["attack"])
     return [(", ".join(names), visible(why)) for why, names in reasons.items()]
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    return [line(head), f"|{'---|' * len(head)}", *map(line, rows)]
