@@ -14,6 +14,7 @@ from saeguard.attacks import campaign
 from saeguard.attacks.config import FAMILIES
 from saeguard.clamp import Clamp
 from saeguard.cli.main import main
+from saeguard.evaluation.mcq import Question, answer_questions
 from topics import passages
 
 SMALL = ("--limit", 12, "--others", 2, "--lengths", 50, 2000, "--steps", 1, "--budget", 20000)
@@ -21,7 +22,7 @@ SMALL = ("--limit", 12, "--others", 2, "--lengths", 50, 2000, "--steps", 1, "--b
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, llama, tokenizer) -> Path:
-    """Model, texts and questions as files, and a guardrail that acts on nearly everything."""
+    """Model, texts and questions that it answers right as files, and a guardrail that acts on nearly everything."""
     folder = tmp_path_factory.mktemp("attack")
     llama.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -29,8 +30,11 @@ def folder(tmp_path_factory, llama, tokenizer) -> Path:
     guardrail = make_guardrail(llama, tokenizer, make_sae("jumprelu"), 1, threshold=0.05, clamp=clamp)
     guardrail.save_pretrained(folder / "guard")
     for name in ("forget", "kitchen", "garden"):
-        texts = passages(name, 60, words=8, seed=9)
-        rows = [{"question": f"{t}?", "choices": t.split()[:4], "answer": i % 4} for i, t in enumerate(texts)]
+        asked = [Question(f"{t}?", tuple(t.split()[:4]), 0) for t in passages(name, 60, words=8, seed=9)]
+        answers = answer_questions(llama, tokenizer, asked)
+        rows = [
+            {"question": q.text, "choices": q.choices, "answer": a.chosen} for q, a in zip(asked, answers, strict=True)
+        ]
         (folder / f"{name}-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         its = [json.dumps({"text": text}) + "\n" for text in passages(name, 20)]
         (folder / f"{name}.jsonl").write_text("".join(its), "utf-8")
@@ -90,7 +94,7 @@ def test_all_attacks_make_one_card(run, tmp_path):
 
 
 def test_only_known_questions_are_attacked(run):
-    _, card, _ = run("spelling-capitals", "--budget", 100000, "--json")
+    _, card, _ = run("spelling-capitals", "--json")
     scores: dict[tuple[str, str], dict[str, float]] = {}
     for record in card["records"]:
         if record["role"] == "topic":
