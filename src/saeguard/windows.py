@@ -107,7 +107,7 @@ def pad(windows: Sequence[Window], *, pad_id: int) -> tuple[Tensor, Tensor]:
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask (rows, tokens) of rows of ids, none of them empty, padded on the right with the last id of each."""
+    """Ids and mask (rows, tokens) of rows that are not empty, padded on the right with the last id of each."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
