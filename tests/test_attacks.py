@@ -36,6 +36,7 @@ from saeguard.evaluation.sources import QuestionSet, TextSet
 from saeguard.evaluation.subject import Loader, Subject
 from saeguard.evaluation.task import Record, split
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice, question_items
+from saeguard.report.card_view import strong
 from topics import passages
 
 TEXT = st.text(st.characters(codec="ascii", categories=("L", "N", "Zs", "P")), min_size=1, max_size=80)
@@ -302,6 +303,10 @@ class TestSuccess:
         right, wrong = [scored(1.0, i) for i in range(4)], [scored(0.0, i) for i in range(4)]
         found = outcome([str(i) for i in range(4)], Pair.of(right, wrong), Pair.of(right, [*right[:1], *wrong[1:]]))
         assert (found["success"]["value"], found["success"]["n"]) == (0.25, 4)
+
+    @pytest.mark.parametrize(("low", "coloured"), [(0.0, False), (0.25, False), (0.26, True)])
+    def test_only_what_lies_above_a_blind_choice_is_coloured(self, low, coloured):
+        assert strong({"success": {"low": low}, "chance": 0.25}) == coloured
 
     def test_nothing_asked_is_no_figure(self):
         right, wrong = [scored(1.0)], [scored(0.0)]
