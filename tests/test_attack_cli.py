@@ -14,6 +14,7 @@ from saeguard.attacks import campaign
 from saeguard.attacks.config import FAMILIES
 from saeguard.clamp import Clamp
 from saeguard.cli.main import main
+from saeguard.evaluation.mcq import Question, answer_questions
 from topics import passages
 
 SMALL = ("--limit", 12, "--others", 2, "--lengths", 50, 2000, "--steps", 1, "--budget", 20000)
@@ -21,7 +22,7 @@ SMALL = ("--limit", 12, "--others", 2, "--lengths", 50, 2000, "--steps", 1, "--b
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, llama, tokenizer) -> Path:
-    """Model, texts and questions as files, and a guardrail that acts on nearly everything."""
+    """Model, texts and questions that it answers right as files, and a guardrail that acts on nearly everything."""
     folder = tmp_path_factory.mktemp("attack")
     llama.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -29,8 +30,11 @@ def folder(tmp_path_factory, llama, tokenizer) -> Path:
     guardrail = make_guardrail(llama, tokenizer, make_sae("jumprelu"), 1, threshold=0.05, clamp=clamp)
     guardrail.save_pretrained(folder / "guard")
     for name in ("forget", "kitchen", "garden"):
-        texts = passages(name, 60, words=8, seed=9)
-        rows = [{"question": f"{t}?", "choices": t.split()[:4], "answer": i % 4} for i, t in enumerate(texts)]
+        asked = [Question(f"{t}?", tuple(t.split()[:4]), 0) for t in passages(name, 60, words=8, seed=9)]
+        answers = answer_questions(llama, tokenizer, asked)
+        rows = [
+            {"question": q.text, "choices": q.choices, "answer": a.chosen} for q, a in zip(asked, answers, strict=True)
+        ]
         (folder / f"{name}-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         its = [json.dumps({"text": text}) + "\n" for text in passages(name, 20)]
         (folder / f"{name}.jsonl").write_text("".join(its), "utf-8")
@@ -72,15 +76,38 @@ def test_all_attacks_make_one_card(run, tmp_path):
     assert (removed["success"]["value"], removed["n"]) == (1.0, removed["blocked"])
     refused = next(row for row in card["rows"] if row["attack"] == "quantised-4")
     assert "weights of the model: found" in refused["note"]
-    for row in card["rows"]:
-        assert row["n"] <= row["tried"] <= row["blocked"]
+    (counts,) = card["blocked"]
+    assert {row["blocked"] for row in card["rows"]} == {counts["blocked"]}
+    assert all(row["n"] <= row["tried"] <= row["blocked"] for row in card["rows"])
     page = (tmp_path / "card.html").read_bytes()
+    strong = [row for row in card["rows"] if row["success"] and row["success"]["low"] > row["chance"]]
+    assert page.count(b'class="n over"') == len(strong)
     text = (tmp_path / "card.md").read_text("utf-8")
     assert "Nothing in a guardrail of this kind can prevent that" in text
     assert all(f"| {row['attack']} |" in text for row in card["rows"])
+    cells = [str(counts[name]) for name in ("right", "known", "blocked", "left_out")]
+    assert f"| mine | {' | '.join(cells)} |" in text
     status, shown, _ = run("--render", tmp_path / "card.json", given=False)
     assert (status, "What cannot be held" in shown) == (0, True)
     assert (tmp_path / "card.html").read_bytes() == page
+
+
+def test_only_known_questions_are_attacked(run):
+    _, card, _ = run("spelling-capitals", "--json")
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    for record in card["records"]:
+        if record["role"] == "topic":
+            scores.setdefault((record["attack"], record["subject"]), {})[record["item"]] = record["scores"]["accuracy"]
+    clean, guarded = scores["clean", "unguarded"], scores["clean", "mine"]
+    without = scores["no-question", "unguarded"]
+    assert set(without) == set(clean)
+    assert ("no-question", "mine") not in scores
+    wrong = {item for item in clean if clean[item] and not guarded[item]}
+    attacked = {item for item in wrong if not without[item]}
+    assert 0 < len(attacked) < len(wrong)
+    assert set(scores["spelling-capitals", "mine"]) == attacked
+    (counts,) = card["blocked"]
+    assert (counts["blocked"], counts["left_out"]) == (len(attacked), len(wrong - attacked))
 
 
 def test_a_run_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
@@ -101,7 +128,7 @@ def test_a_run_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
     status, _, err = run(*names, "--json")
     assert (status, "run the same command to go on" in err) == (130, True)
     kept = {path: path.read_bytes() for path in (tmp_path / "card.work").iterdir()}
-    assert len(kept) == 8
+    assert len(kept) == 7
     status, card, _ = run(*names, "--json")
     assert (status, without_times(card)) == (0, whole)
     assert {path: path.read_bytes() for path in kept} == kept

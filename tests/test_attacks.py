@@ -21,8 +21,9 @@ from saeguard.attacks.catalogue import WHITE_BOX, every_name, lacking, prompt_at
 from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
 from saeguard.attacks.rewriting import remembered, with_synonyms
-from saeguard.attacks.success import Pair, corrected, outcome
+from saeguard.attacks.success import Blocked, Pair, outcome
 from saeguard.attacks.task import BATCH_TOKENS, Attacked, attacked
+from saeguard.calibration import Rate
 from saeguard.clamp import Clamp
 from saeguard.corpus import Corpus
 from saeguard.errors import EndpointError, UsageError
@@ -35,6 +36,7 @@ from saeguard.evaluation.sources import QuestionSet, TextSet
 from saeguard.evaluation.subject import Loader, Subject
 from saeguard.evaluation.task import Record, split
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice, question_items
+from saeguard.report.card_view import strong
 from topics import passages
 
 TEXT = st.text(st.characters(codec="ascii", categories=("L", "N", "Zs", "P")), min_size=1, max_size=80)
@@ -111,7 +113,7 @@ class TestPrompts:
             "spelling-capitals": str.capitalize,
         }
         for attack in every_attack:
-            if attack.needs == "an endpoint" or attack.family in ("control", "spelling", "splitting", "rewriting"):
+            if attack.needs == "an endpoint" or attack.family in ("spelling", "splitting", "rewriting"):
                 continue
             prompt = attack.change(QUESTION, random.Random(0))
             shown = prompt.text or prompt.turns[-1][1]
@@ -264,6 +266,12 @@ def record(item: int, role: str, draw: random.Random) -> Record:
     return Record(str(item), role, role, scores, draw.random() < 0.5, draw.random())
 
 
+def scored(accuracy: float, item: int = 0) -> Record:
+    """A record of a question on the topic that was right or wrong."""
+    one = record(item, "topic", random.Random(0))
+    return replace(one, scores={**one.scores, "accuracy": accuracy})
+
+
 class TestSuccess:
     @pytest.mark.parametrize("seed", range(8))
     def test_it_is_what_the_definition_says(self, seed):
@@ -272,26 +280,38 @@ class TestSuccess:
         clean = Pair.of(*([record(i, role, draw) for i, role in enumerate(roles)] for _ in range(2)))
         some = [(i, role) for i, role in enumerate(roles) if draw.random() < 0.7]
         attack = Pair.of(*([record(i, role, draw) for i, role in some] for _ in range(2)))
-        found = outcome(clean, attack)
-        blocked, tried, n, raw, success = attack_success(clean, attack)
-        assert (found["blocked"], found["tried"], found["n"]) == (blocked, tried, n)
-        assert (found["raw"] is None) == (raw is None)
-        if raw is not None:
-            assert found["raw"]["value"] == pytest.approx(raw)
+        without = {str(i): record(i, role, draw) for i, role in enumerate(roles) if role == "topic"}
+        blocked = Blocked.of(clean, without)
+        found = outcome(blocked.blocked, clean, attack)
+        counts, success = attack_success(clean, without, attack)
+        assert {**blocked.counts(), "tried": found["tried"], "n": found["n"]} == counts
+        assert found["blocked"] == counts["blocked"]
+        assert (found["success"] is None) == (success is None)
+        if success is not None:
             assert found["success"]["value"] == pytest.approx(success)
-            assert found["success"]["low"] <= found["success"]["value"] <= found["success"]["high"]
+            assert (found["success"]["low"], found["success"]["high"]) == Rate(
+                round(success * counts["n"]), counts["n"]
+            ).interval
 
-    def test_chance_is_no_success_and_all_is_all(self):
-        assert corrected(0.25, 0.25) == 0.0
-        assert corrected(0.1, 0.25) == 0.0
-        assert corrected(1.0, 0.25) == 1.0
-        assert corrected(0.625, 0.25) == 0.5
+    @pytest.mark.parametrize(("without", "blocked", "left_out"), [(0.0, ("0",), ()), (1.0, (), ("0",))])
+    def test_what_the_options_give_away_is_not_attacked(self, without, blocked, left_out):
+        found = Blocked.of(Pair.of([scored(1.0)], [scored(0.0)]), {"0": scored(without)})
+        assert (found.blocked, found.left_out) == (blocked, left_out)
+        assert found.counts() == {"right": 1, "known": len(blocked), "blocked": len(blocked), "left_out": len(left_out)}
+
+    def test_nothing_is_subtracted(self):
+        right, wrong = [scored(1.0, i) for i in range(4)], [scored(0.0, i) for i in range(4)]
+        found = outcome([str(i) for i in range(4)], Pair.of(right, wrong), Pair.of(right, [*right[:1], *wrong[1:]]))
+        assert (found["success"]["value"], found["success"]["n"]) == (0.25, 4)
+
+    @pytest.mark.parametrize(("low", "coloured"), [(0.0, False), (0.25, False), (0.26, True)])
+    def test_only_what_lies_above_a_blind_choice_is_coloured(self, low, coloured):
+        assert strong({"success": {"low": low}, "chance": 0.25}) == coloured
 
     def test_nothing_asked_is_no_figure(self):
-        records = [record(0, "topic", random.Random(0))]
-        right, wrong = ([replace(records[0], scores={**records[0].scores, "accuracy": value})] for value in (1.0, 0.0))
-        found = outcome(Pair.of(right, wrong), Pair.of(wrong, wrong))
-        assert (found["blocked"], found["n"], found["success"], found["kept"]["rate"]) == (1, 0, None, 0.0)
+        right, wrong = [scored(1.0)], [scored(0.0)]
+        found = outcome(["0"], Pair.of(right, wrong), Pair.of(wrong, wrong))
+        assert (found["n"], found["success"], found["chance"], found["kept"]["rate"]) == (0, None, None, 0.0)
 
 
 class TestEndpoint:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import SENTENCES, make_tokenizer
 from saeguard.corpus import Document
-from saeguard.windows import MIN_TOKENS, Window, Windower, batches, bos_ids, chat_ids, pad
+from saeguard.windows import MIN_TOKENS, Window, Windower, batches, bos_ids, chat_ids, pad, pad_rows, text_ids
 
 LENGTHS = (10, 20, 40)
 
@@ -86,3 +86,15 @@ def test_padding_is_on_the_right_and_masked():
     assert ids.tolist() == [[5, 6, 7], [9, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert ids.dtype == mask.dtype == torch.int64
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_padded_rows_can_be_read_back(rows):
+    ids, mask = pad_rows(rows)
+    assert [one[its.bool()].tolist() for one, its in zip(ids, mask, strict=True)] == rows
+    assert mask.sum(dim=1).tolist() == [len(row) for row in rows]
+    assert all((one[len(row) :] == row[-1]).all() for one, row in zip(ids, rows, strict=True))
+
+
+def test_a_text_alone_has_no_added_tokens(tokenizer):
+    assert bos_ids(tokenizer) + text_ids(tokenizer, "a planet") == tokenizer("a planet")["input_ids"]

@@ -56,7 +56,7 @@ def write_folder(
             for name, text in others.items():
                 (new / name).write_text(text, "utf-8")
             _keep_others(target, new)
-            _swap(new, target, aside=Path(temporary) / "old")
+            swap(new, target, aside=Path(temporary) / "old")
     except (OSError, ValueError, SafetensorError, shutil.Error) as error:
         raise ArtifactError(f"cannot write the {kind.name} {target}: {error}. Nothing was changed.") from error
 
@@ -99,7 +99,7 @@ def _keep_others(old: Path, new: Path) -> None:
             shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
-def _swap(new: Path, target: Path, *, aside: Path) -> None:
+def swap(new: Path, target: Path, *, aside: Path) -> None:
     """Put `new` in the place of `target`, or leave `target` as it was."""
     if target.exists():
         target.replace(aside)

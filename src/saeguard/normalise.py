@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from saeguard.errors import UsageError
+from saeguard.windows import pad_rows, text_ids
 
 SPACED = re.compile(r"(?<!\S)\S([ \-._*|])\S(?:\1\S)+(?!\S)")
 """Three or more single characters with one and the same mark between them."""
@@ -60,11 +61,8 @@ class Rereader:
         changed = [form != text for form, text in zip(forms, texts, strict=True)]
         if not any(changed):
             return None
-        rows = [self._tokenizer(form, add_special_tokens=False)["input_ids"] or [int(ids[0, -1])] for form in forms]
-        width = max(map(len, rows))
-        padded = [row + row[-1:] * (width - len(row)) for row in rows]
-        mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-        return Again(*(torch.tensor(part, device=ids.device) for part in (padded, mask, changed)))
+        rows = [text_ids(self._tokenizer, form) or [int(ids[0, -1])] for form in forms]
+        return Again(*(part.to(ids.device) for part in (*pad_rows(rows), torch.tensor(changed))))
 
 
 def _together(found: re.Match[str]) -> str:

@@ -71,10 +71,15 @@ def bos_ids(tokenizer: Any) -> list[int]:
     return []
 
 
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text alone, without any that the tokenizer adds."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def chat_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """The ids of a conversation, ready for the assistant's answer."""
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return text_ids(tokenizer, text)
 
 
 def batches(windows: Iterable[Window], *, tokens: int) -> Iterator[list[Window]]:
@@ -98,4 +103,12 @@ def pad(windows: Sequence[Window], *, pad_id: int) -> tuple[Tensor, Tensor]:
     for row, window in enumerate(windows):
         ids[row, : len(window.ids)] = torch.tensor(window.ids)
         mask[row, : len(window.ids)] = 1
+    return ids, mask
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask (rows, tokens) of rows that are not empty, padded on the right with the last id of each."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return ids, mask

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from saeguard.evaluation.mcq import PROMPT, Question
 from saeguard.generate import prompt_ids
-from saeguard.windows import bos_ids
+from saeguard.windows import bos_ids, text_ids
 
 Need = Literal["an endpoint", "far texts", "near texts", "dev questions on the topic", "dev questions off the topic"]
 ANSWER = "Answer:"
@@ -33,10 +33,10 @@ class Prompt:
     def ids(self, tokenizer: Any) -> list[int]:
         """Token ids; a conversation is in the chat template where there is one."""
         if not self.turns:
-            return bos_ids(tokenizer) + _ids(tokenizer, self.text)
+            return bos_ids(tokenizer) + text_ids(tokenizer, self.text)
         messages = [{"role": role, "content": content} for role, content in self.turns]
         between = "\n" if tokenizer.chat_template is None else ""
-        return prompt_ids(tokenizer, messages) + _ids(tokenizer, between + self.start)
+        return prompt_ids(tokenizer, messages) + text_ids(tokenizer, between + self.start)
 
 
 Change = Callable[[Question, Random], Prompt]
@@ -66,8 +66,4 @@ def said(content: str, start: str = ANSWER) -> Prompt:
 
 CLEAN = Attack("clean", "clean", "the question as it is", lambda question, draw: quiz(question.text))
 
-NO_QUESTION = Attack("no-question", "control", "the options without the question", lambda question, draw: quiz(""))
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+NO_QUESTION = Attack("no-question", "clean", "the options without the question", lambda question, draw: quiz(""))

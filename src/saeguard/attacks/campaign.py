@@ -1,8 +1,10 @@
 """A campaign: the clean questions, then one attack after the other on what the guardrail blocks.
 
-Every attack gets the questions on the topic that a subject blocks in the clean form, and some off the topic, the same
-for the unguarded model and for every subject. Finished batches are kept by the harness, so a campaign that was stopped
-or killed goes on where it was. No attack is begun after the time is up; those left out are listed with the reason.
+First the unguarded model is asked every question on the topic with and without the question: what it gets right from
+the options alone is not attacked. Every attack gets the questions that a subject blocks in the clean form, and some off
+the topic, the same for the unguarded model and for every subject. Finished batches are kept by the harness, so a
+campaign that was stopped or killed goes on where it was. No attack is begun after the time is up; those left out are
+listed with the reason.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from saeguard.attacks import weights
-from saeguard.attacks.attack import CLEAN, Attack
+from saeguard.attacks.attack import CLEAN, NO_QUESTION, Attack
 from saeguard.attacks.catalogue import FAMILY_OF
 from saeguard.attacks.config import AttackConfig
 from saeguard.attacks.reading import AnswerProbe, Lens, at_layer, layers_behind
-from saeguard.attacks.success import Pair, blocked, outcome
+from saeguard.attacks.success import Blocked, Pair, Records, outcome
 from saeguard.attacks.task import Attacked, AttackedItem, attacked
 from saeguard.errors import EvaluationError
 from saeguard.evaluation.harness import Settings, TaskRun, evaluate
@@ -46,6 +48,7 @@ class Campaign:
     rows: list[Row] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
     records: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
+    blocked: dict[str, Blocked] = field(default_factory=dict)
 
     def run(self, attacks: Sequence[Attack], others: Sequence[str]) -> None:
         """The clean questions, attacks on prompts, then those of `others` (catalogue.WHITE_BOX) in the order given.
@@ -56,8 +59,8 @@ class Campaign:
         self._clean()
         if not self._topic:
             raise EvaluationError(
-                "no question on the topic is answered right without the guardrail and wrong with it: there is nothing "
-                "to attack. Give more questions (--limit), or another guardrail."
+                "no question on the topic is answered right without the guardrail (and wrong from the options alone) "
+                "and wrong with it: there is nothing to attack. Give more questions (--limit), or another guardrail."
             )
         jobs: list[tuple[str, str, Callable[[], None]]] = [
             (attack.name, attack.family, partial(self._attack, attack)) for attack in attacks
@@ -79,9 +82,20 @@ class Campaign:
         (run,) = self._evaluate(Attacked("clean", tuple(items)), self.subjects, split_=self.config.split)
         self._questions = {item.id: item for item in run.items if isinstance(item, AttackedItem)}
         self._clean_pairs = dict(self._pairs(run))
-        found = {item for pair in self._clean_pairs.values() for item in blocked(pair)}
-        self._topic = [item for item in self._questions.values() if item.id in found]
+        topic = [item for item in self._questions.values() if item.role == "topic"]
+        without = self._without_question(topic)
+        self.blocked = {name: Blocked.of(pair, without) for name, pair in self._clean_pairs.items()}
+        found = {item for its in self.blocked.values() for item in its.blocked}
+        self._topic = [item for item in topic if item.id in found]
         self._off_topic = [item for item in self._questions.values() if item.role != "topic"]
+
+    def _without_question(self, topic: Sequence[QuestionItem]) -> Records:
+        """What the unguarded model answers from the options alone."""
+        if not topic:
+            return {}
+        items = tuple(attacked(NO_QUESTION, topic, self.config.seed))
+        (run,) = self._evaluate(Attacked(NO_QUESTION.name, items), self.subjects[:1])
+        return {record.item: record for record in run.records[self.subjects[0].name]}
 
     def _attack(self, attack: Attack) -> None:
         model, tokenizer = self.subjects[0].loader.loaded
@@ -159,7 +173,7 @@ class Campaign:
 
     def _add(self, name: str, family: str, says: str, pairs: Any, note: str = "") -> None:
         for subject, pair in pairs:
-            found = outcome(self._clean_pairs[subject], pair)
+            found = outcome(self.blocked[subject].blocked, self._clean_pairs[subject], pair)
             about = {"attack": name, "family": family, "says": says, "subject": subject, "note": note}
             self.rows.append({**about, **found, "ratio": self._ratio(subject, found["statistic"])})
 

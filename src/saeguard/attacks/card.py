@@ -34,6 +34,7 @@ def make_card(campaign: Campaign) -> dict[str, Any]:
             for role in ROLES
             if (found := _clean([record for record in records if record.role == role]))
         ],
+        "blocked": [{"subject": name, **its.counts()} for name, its in campaign.blocked.items()],
         "rows": campaign.rows,
         "left_out": campaign.left_out,
         "records": [

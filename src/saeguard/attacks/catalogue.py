@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saeguard.attacks import dilution, rewriting, spelling, suffix, templates, turns
-from saeguard.attacks.attack import NO_QUESTION, Attack
+from saeguard.attacks.attack import Attack
 from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
 from saeguard.attacks.suffix import Bounds
@@ -31,7 +31,6 @@ def prompt_attacks(
 ) -> list[Attack]:
     """Every attack that changes prompts; token search where there is a guardrail to search against."""
     found = [
-        NO_QUESTION,
         *dilution.attacks(materials, config.lengths),
         *turns.attacks(materials),
         *spelling.attacks(),

@@ -8,7 +8,6 @@ from typing import Literal
 from saeguard.options import option
 
 FAMILIES = {
-    "control": "no question at all: what the options alone give away, to compare the others with",
     "dilution": "filler before, after and around the question",
     "splitting": "the question over several turns",
     "conversations": "after a long conversation on other things",

@@ -28,6 +28,7 @@ from saeguard.evaluation.subject import Opened
 from saeguard.evaluation.task import Item, Record, Task
 from saeguard.evaluation.tasks.multiple_choice import QuestionItem
 from saeguard.model import input_device, residual_streams, unembed
+from saeguard.windows import pad_rows, text_ids
 
 BATCH = 4
 REGULARISATION = 0.01
@@ -60,12 +61,9 @@ def _see(it: Opened, items: Sequence[QuestionItem], layers: Sequence[int]) -> li
     for item in items:
         prompt = quiz(item.question.text).ids(it.tokenizer)
         for choice in item.question.choices:
-            option = it.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
-            rows.append([*prompt, *option])
+            rows.append([*prompt, *text_ids(it.tokenizer, f" {choice}")])
             starts.append(len(prompt))
-    width, device = max(map(len, rows)), input_device(it.model)
-    ids = torch.tensor([row + row[-1:] * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    ids, mask = (part.to(input_device(it.model)) for part in pad_rows(rows))
     streams = residual_streams(it.model, layers, ids, mask)
     seen = iter(
         _Seen(tuple(row[start:]), {layer: stream[i, start - 1 : len(row)] for layer, stream in streams.items()})

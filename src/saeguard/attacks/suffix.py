@@ -31,6 +31,7 @@ from saeguard.guardrail import Guardrail
 from saeguard.model import input_device, values_of_embeddings
 from saeguard.rule import Rule
 from saeguard.tokens import special_token_ids, token_masks
+from saeguard.windows import pad_rows, text_ids
 
 Place = Literal["before", "after"]
 PLACES: tuple[Place, ...] = ("before", "after")
@@ -109,17 +110,14 @@ class _Search:
 
     def _excess(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """For each choice of free tokens, how far the worst rule is over its threshold on the text."""
-        ids = [Prompt(self._text(row)).ids(self._tokenizer) for row in rows]
-        width = max(map(len, ids))
-        tokens = torch.tensor([row + row[-1:] * (width - len(row)) for row in ids], device=self._device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self._device)
+        tokens, mask = pad_rows([Prompt(self._text(row)).ids(self._tokenizer) for row in rows])
         with self._guardrail.attach(self._model, self._tokenizer) as guard:
-            guard.judge(tokens, mask)
+            guard.judge(tokens.to(self._device), mask.to(self._device))
             return [max(v.statistic - v.threshold for v in every) for every in guard.all_verdicts]
 
     def _gradient(self, free: Sequence[int]) -> Tensor:
         """Change of that excess (free, vocabulary), to first order, with the token at each free place."""
-        head, tail = (self._ids(text) for text in (self._head, self._tail))
+        head, tail = (text_ids(self._tokenizer, text) for text in (self._head, self._tail))
         start = Prompt("a").ids(self._tokenizer)[:-1]
         ids = torch.tensor([[*start, *head, *free, *tail]], device=self._device)
         embedding = self._model.get_input_embeddings()
@@ -156,6 +154,3 @@ class _Search:
             place = draw.randrange(len(free))
             rows.append([*free[:place], draw.choice(best[place]), *free[place + 1 :]])
         return rows
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -23,6 +23,7 @@ import torch
 from saeguard.baselines.catalogue import Trial
 from saeguard.baselines.texts import Texts
 from saeguard.errors import BaselineError
+from saeguard.folders import swap
 from saeguard.model import model_fingerprint, tokenizer_fingerprint
 
 RECORD_FILE = "baseline.json"
@@ -65,9 +66,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             new = Path(temporary) / "new"
             new.mkdir()
             yield new
-            if out.exists():
-                out.replace(Path(temporary) / "old")
-            new.replace(out)
+            swap(new, out, aside=Path(temporary) / "old")
     except OSError as error:
         raise BaselineError(f"cannot write {out}: {error}") from error
 

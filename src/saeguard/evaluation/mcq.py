@@ -26,7 +26,7 @@ from saeguard.errors import CorpusError
 from saeguard.evaluation.prefix import Read, common_prefix, read, read_endings, read_options
 from saeguard.guardrail import Guardrail
 from saeguard.verdicts import Verdict, Watch
-from saeguard.windows import bos_ids, chat_ids
+from saeguard.windows import bos_ids, chat_ids, text_ids
 
 Form = Literal["cloze", "letters"]
 PROMPT = "Quiz\nQuestion: {question}\nAnswer:"
@@ -129,12 +129,12 @@ def question_batches(tokenizer: Any, questions: Sequence[Question], form: Form) 
 def prompt_of(tokenizer: Any, question: Question, form: Form) -> list[int]:
     """The ids of the prompt in one form."""
     if form == "cloze":
-        return bos_ids(tokenizer) + _ids(tokenizer, PROMPT.format(question=question.text))
+        return bos_ids(tokenizer) + text_ids(tokenizer, PROMPT.format(question=question.text))
     options = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, question.choices, strict=False))
     text = LETTER_PROMPT.format(question=question.text, options=options)
     if tokenizer.chat_template is None:
-        return bos_ids(tokenizer) + _ids(tokenizer, f"{text}\n{LETTER_START}")
-    return chat_ids(tokenizer, [{"role": "user", "content": text}]) + _ids(tokenizer, LETTER_START)
+        return bos_ids(tokenizer) + text_ids(tokenizer, f"{text}\n{LETTER_START}")
+    return chat_ids(tokenizer, [{"role": "user", "content": text}]) + text_ids(tokenizer, LETTER_START)
 
 
 def answer_batch(
@@ -152,7 +152,7 @@ def answer_prompts(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch: Sequence[Question], guard: Watch | None
 ) -> list[Answer]:
     """In cloze form, questions with equally many options that are asked by the ids of any prompts."""
-    options = [[_ids(tokenizer, f" {choice}") for choice in question.choices] for question in batch]
+    options = [[text_ids(tokenizer, f" {choice}") for choice in question.choices] for question in batch]
     answers = []
     for one, its, question in zip(read_options(model, prompts, options, guard), options, batch, strict=True):
         scores = []
@@ -204,12 +204,8 @@ def _letter_ids(tokenizer: Any, count: int) -> list[list[int]]:
         raise CorpusError(f"a question has {count} options, more than there are letters: use the cloze form")
     found = []
     for letter in ascii_uppercase[:count]:
-        forms = [_ids(tokenizer, text) for text in (letter, f" {letter}")]
+        forms = [text_ids(tokenizer, text) for text in (letter, f" {letter}")]
         found.append([ids[0] for ids in forms if len(ids) == 1])
         if not found[-1]:
             raise CorpusError(f"the tokenizer has no token for the letter {letter}: use the cloze form")
     return found
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,22 @@ from saeguard.report.card_view import (
     CANNOT,
     HEAD,
     MEANINGS,
+    blocked_rows,
     clean_rows,
     families,
     left_out,
-    markdown_table,
     tested,
     tiles,
 )
+from saeguard.report.markdown import markdown_table
 from saeguard.report.plots import scoped
 from saeguard.report.view import visible
 
 CLEAN_HEAD = ("subject", "questions", "n", "right", "triggered")
+BLOCKED_HEAD = ("subject", "right without the guardrail", "of these known", "of these blocked", "left out")
 LEAD = (
-    "What comes back when the questions are attacked: the share of blocked questions that are answered right again, "
-    "above chance, where the model without the guardrail still answers them under the same attack."
+    "What comes back when the questions are attacked: the share of blocked questions that are answered right again "
+    "where the model without the guardrail still answers them under the same attack."
 )
 INTERVALS = "Intervals: 95 %, Wilson."
 
@@ -56,6 +58,7 @@ def card_page(card: Mapping[str, Any]) -> str:
     return environment.from_string((folder / "card.html.j2").read_text("utf-8")).render(
         css=Markup((folder / "page.css").read_text("utf-8")), title=_title(card), lead=LEAD, tiles=tiles(card),
         head=HEAD, families=families(card), clean_head=CLEAN_HEAD, clean=clean_rows(card), plots=_plots(card),
+        blocked_head=BLOCKED_HEAD, blocked=blocked_rows(card),
         meanings=MEANINGS, left_out=left_out(card), cannot=CANNOT, tested=tested(card), intervals=INTERVALS,
     )  # fmt: skip
 
@@ -63,6 +66,7 @@ def card_page(card: Mapping[str, Any]) -> str:
 def card_markdown(card: Mapping[str, Any]) -> str:
     """The same as Markdown."""
     lines = [f"# {_title(card)}", "", LEAD, "", *markdown_table(CLEAN_HEAD, clean_rows(card)), ""]
+    lines += [*markdown_table(BLOCKED_HEAD, blocked_rows(card)), ""]
     for family in families(card):
         lines += [f"## {family.name}: {family.says} ({family.subject})", ""]
         lines += [*markdown_table(HEAD, [row.cells for row in family.rows]), ""]
@@ -76,19 +80,26 @@ def card_markdown(card: Mapping[str, Any]) -> str:
 
 def print_card(card: Mapping[str, Any], console: Console) -> None:
     """Print the main columns."""
+    _print_rows(BLOCKED_HEAD, [(cells, "") for cells in blocked_rows(card)], console)
     for family in families(card):
         console.print(Text(f"\n{family.name}: {family.says} ({family.subject})", style="bold"))
-        table = Table(box=None, padding=(0, 1), header_style="dim")
-        for place, name in enumerate(HEAD[:8]):
-            table.add_column(name, justify="right" if place else "left", overflow="fold")
-        for row in family.rows:
-            table.add_row(*map(Text, row.cells[:8]), style="yellow" if row.strong else "")
-        console.print(table)
+        rows = [(row.cells[:7], "yellow" if row.strong else "") for row in family.rows]
+        _print_rows(HEAD[:7], rows, console)
     for names, why in left_out(card):
         console.print(Text(f"Not made: {names}: {why}"))
     console.print(Text("\nWhat cannot be held", style="bold"))
     for sentence in CANNOT:
         console.print(Text(f"- {sentence}"))
+
+
+def _print_rows(head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]], console: Console) -> None:
+    """A table of rows, each with its style."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    for cells, style in rows:
+        table.add_row(*map(Text, cells), style=style)
+    console.print(table)
 
 
 def _title(card: Mapping[str, Any]) -> str:
@@ -101,7 +112,7 @@ def _plots(card: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     rows = [row for row in card["rows"] if row["subject"] == subject and row["success"]]
     made = []
     if rows:
-        caption = f"Success of every attack on {visible(subject)} (n in brackets), raw share as a ring"
+        caption = f"Success of every attack on {visible(subject)} (n in brackets); mark: a blind choice of an option"
         made.append((caption, card_plots.successes(rows)))
     some = [row for row in rows if row["family"] == "dilution"]
     if len({round(row["cost"]["tokens"]) for row in some}) > 1:

@@ -9,19 +9,20 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saeguard.report.card_view import strong
 from saeguard.report.plots import GRID, MUTED, RETAIN, STYLE, TOPIC, WIDTH, as_svg, percent_tick
 
 
 def successes(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Success of every attack with its interval; raw as a ring."""
+    """Success of every attack with its interval, and what a blind choice of an option would give as a mark."""
     shown = [row for row in rows if row["success"]]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.9 + 0.22 * len(shown)), layout="constrained")
         axes: Axes = figure.subplots()
         for place, row in enumerate(shown):
-            found, colour = row["success"], TOPIC if row["success"]["low"] > 0 else RETAIN
+            found, colour = row["success"], TOPIC if strong(row) else RETAIN
             axes.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=4, alpha=0.3)
-            axes.plot([row["raw"]["value"]], [place], "o", color=MUTED, markersize=6, markerfacecolor="none")
+            axes.plot([row["chance"]], [place], "|", color=MUTED, markersize=8)
             axes.plot([found["value"]], [place], "o", color=colour, markersize=5, clip_on=False, zorder=4)
         for place in range(1, len(shown)):
             if shown[place]["family"] != shown[place - 1]["family"]:
@@ -31,7 +32,7 @@ def successes(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.xaxis.set_major_formatter(percent_tick)
         axes.grid(True, axis="x")
         axes.spines["left"].set_visible(False)
-        return as_svg(figure, "Success of every attack with its interval, the raw share as a ring")
+        return as_svg(figure, "Success of every attack with its interval, a blind choice of an option as a mark")
 
 
 def dilution(rows: Sequence[Mapping[str, Any]]) -> str:

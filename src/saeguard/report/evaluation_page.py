@@ -15,6 +15,7 @@ from saeguard.report import evaluation_plots as plots
 from saeguard.report.comparison_view import comparison_plots, comparison_tables
 from saeguard.report.evaluation_limits import limits
 from saeguard.report.evaluation_view import Row, find, sections, subject_names, tested, value
+from saeguard.report.markdown import markdown_table
 from saeguard.report.plots import scoped
 from saeguard.report.sweep_view import ROLES, sweep_plots, sweep_table
 from saeguard.report.view import visible
@@ -60,14 +61,14 @@ def render_markdown(result: Mapping[str, Any]) -> str:
     heading, found = _heading(result), sections(result)
     lines = [f"# {heading['title']}", "", heading["lead"], ""]
     for table in comparison_tables(result):
-        lines += [f"## {table['title']}", "", table["note"], "", *_markdown_table(table["head"], table["rows"]), ""]
+        lines += [f"## {table['title']}", "", table["note"], "", *markdown_table(table["head"], table["rows"]), ""]
     for section in found:
         lines += [f"## {section.title}", "", section.note, "", *_table(section.rows, heading["subjects"]), ""]
         if section.domains:
             lines += ["### Each domain", "", *_table(section.domains, heading["subjects"]), ""]
     if (sweep := sweep_table(result)) is not None:
         marked = [(*row["cells"][:-1], row["cells"][-1] + " (chosen)" * row["chosen"]) for row in sweep["rows"]]
-        lines += ["## The sweep", "", sweep["note"], "", *_markdown_table(sweep["head"], marked), ""]
+        lines += ["## The sweep", "", sweep["note"], "", *markdown_table(sweep["head"], marked), ""]
     lines += ["## What the measures mean", "", *(f"- **{name}**: {meaning}" for name, meaning in _meanings(found)), ""]
     lines += ["## What this does not do", "", *(f"- {sentence}" for sentence in limits(result)), ""]
     lines += ["## What was tested", "", *(f"- {label}: {text}" for label, text in tested(result)), ""]
@@ -174,14 +175,7 @@ def _table(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
          *(f"{v} ({i})" if i else v for v, i in zip(row.values, row.intervals, strict=True)), *row.changes]
         for row in rows
     ]  # fmt: skip
-    return _markdown_table(head, cells)
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    return [line(head), f"|{'---|' * len(head)}", *map(line, rows)]
+    return markdown_table(head, cells)
 
 
 def _lines(text: str) -> str:

@@ -28,7 +28,7 @@ from saeguard.evaluation.rouge import Rouge
 from saeguard.evaluation.statistics import area_under_curve, as_columns, relative
 from saeguard.evaluation.subject import Opened
 from saeguard.evaluation.task import Derived, Item, Measure, Record, Task, item_id
-from saeguard.windows import bos_ids
+from saeguard.windows import bos_ids, text_ids
 
 Kind = Literal["continue", "answer", "loss"]
 PROMPT_TOKENS, CONTINUE_TOKENS, ANSWER_TOKENS, LOSS_TOKENS = 256, 128, 32, 1024
@@ -104,7 +104,7 @@ class Muse(Task):
         found = []
         for kind in ("continue", "answer", "loss"):
             some = [item for item in items if item.kind == kind]
-            rows = [_ids(tokenizer, item.prompt) for item in some]
+            rows = [text_ids(tokenizer, item.prompt) for item in some]
             found += [[some[i] for i in batch] for batch in by_length(rows, BATCH)]
         return found
 
@@ -113,7 +113,7 @@ class Muse(Task):
         if batch[0].kind == "loss":
             return [self._loss(it, item) for item in batch]
         if batch[0].kind == "answer":
-            prompts = [bos_ids(it.tokenizer) + _ids(it.tokenizer, item.prompt) for item in batch]
+            prompts = [bos_ids(it.tokenizer) + text_ids(it.tokenizer, item.prompt) for item in batch]
             answers = generate_answers(it, prompts, ANSWER_TOKENS)
             return [
                 _record(i, "KnowMem", i.reference, _first_line(a.text), a) for i, a in zip(batch, answers, strict=True)
@@ -140,7 +140,7 @@ class Muse(Task):
 
     def _loss(self, it: Opened, item: MuseItem) -> Record:
         """Min-K%: mean nats of the `MIN_K` least likely tokens."""
-        ids = (bos_ids(it.tokenizer) + _ids(it.tokenizer, item.prompt))[:LOSS_TOKENS]
+        ids = (bos_ids(it.tokenizer) + text_ids(it.tokenizer, item.prompt))[:LOSS_TOKENS]
         row = torch.tensor([ids], device=it.model.device)
         with torch.inference_mode():
             logits = it.model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits[0, :-1]
@@ -185,15 +185,11 @@ def _first_line(text: str) -> str:
     return text.strip().split("\n")[0]
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def _cut(tokenizer: Any, item: MuseItem) -> tuple[list[int], str]:
     """The prompt's ids and the text that should follow: the item's, or for a whole passage its own next tokens."""
-    ids, start = _ids(tokenizer, item.prompt), bos_ids(tokenizer)
+    ids, start = text_ids(tokenizer, item.prompt), bos_ids(tokenizer)
     if item.reference:
-        after = tokenizer.decode(_ids(tokenizer, item.reference)[:CONTINUE_TOKENS], skip_special_tokens=True)
+        after = tokenizer.decode(text_ids(tokenizer, item.reference)[:CONTINUE_TOKENS], skip_special_tokens=True)
         return start + ids[-PROMPT_TOKENS:], after
     middle = min(PROMPT_TOKENS, len(ids) // 2)
     after = tokenizer.decode(ids[middle : middle + CONTINUE_TOKENS], skip_special_tokens=True)
