@@ -106,7 +106,7 @@ class Guardrail:
         if weights and found["weights"] != self.model["weights"]:
             raise ArtifactMismatchError.mismatch(
                 "weights of the model", found=found["weights"], expected=self.model["weights"],
-                fix="If it is that model after training, run `saeguard refit`: it fits the guardrail anew, and measures "
+                fix="If it is that model after training, run `saeguard refit`: it fits the guardrail anew and says "
                 "how far the model moved.",
             )  # fmt: skip
         if (vocabulary := tokenizer_fingerprint(tokenizer)) != self.tokenizer:

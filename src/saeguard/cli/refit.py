@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="M", help="hub id or folder of the model after it")
     parser.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the one the guardrail names)")
     parser.add_argument("--forget", metavar="FILE",
-                        help="best the texts it was fitted on; optional where features are kept")  # fmt: skip
+                        help="best that it was fitted on; optional where features are kept")  # fmt: skip
     parser.add_argument("--retain", nargs="+", action="extend", default=[], metavar="NAME=FILE",
-                        help="best the texts it was fitted on (default, without --forget: the starter set)")  # fmt: skip
+                        help="best those it was fitted on (default, without --forget: the starter set)")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the new guardrail")
     parser.add_argument("--work", metavar="DIR", help="folder for finished shards (default: DIR.work); a killed run "
                         "resumes there")  # fmt: skip
