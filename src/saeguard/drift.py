@@ -80,4 +80,4 @@ def _now(rule: Rule, material: Material) -> GateResult:
 def _triggered(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Rates by corpus, that of forget text among them where it was measured."""
     topic = {FORGET: figures["caught"]} if figures["caught"] else {}
-    return topic | figures["false_positives"]
+    return {**topic, **figures["false_positives"]}
