@@ -215,12 +215,14 @@ class TestRefusals:
         with pytest.raises(errors.CorpusError, match="no forget text"):
             again(llama, forget=None)
 
-    def test_an_sae_that_no_longer_fits_unless_forced(self, again, fitted, llama):
+    def test_an_sae_that_no_longer_fits_unless_forced(self, fitted, llama, tokenizer, sae):
         evidence = {**fitted.evidence, "config": {**fitted.evidence["config"], "force": False}}
         strict = replace(fitted, rules=(replace(fitted.rule, evidence=evidence),))
+        subject = Subject(llama, tokenizer, replace(sae, metadata={"layer": 1}), LAYER)
         with pytest.raises(errors.SAEMismatchError, match="--force"):
-            again(llama, strict)
-        assert again(llama, strict, config=RefitConfig(force=True)).evidence["doctor"]["forced"]
+            refit(strict, subject, forget=FORGET, retain=RETAIN)
+        found = refit(strict, subject, forget=FORGET, retain=RETAIN, config=RefitConfig(force=True))
+        assert found.evidence["doctor"]["forced"]
 
 
 def test_the_settings_come_back_from_the_artifact():
@@ -228,16 +230,17 @@ def test_the_settings_come_back_from_the_artifact():
     assert json.loads(json.dumps(SMALL.as_dict())) == SMALL.as_dict()
 
 
-class TestCommand:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory, llama, tokenizer, sae, moved) -> Path:
-        folder = tmp_path_factory.mktemp("refit")
-        command = save_all(folder, llama, tokenizer, sae)
-        assert main([*command, "--out", str(folder / "guard")]) == 0
-        moved(0.1).save_pretrained(folder / "changed")
-        tokenizer.save_pretrained(folder / "changed")
-        return folder
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, llama, tokenizer, sae, moved) -> Path:
+    folder = tmp_path_factory.mktemp("refit")
+    command = save_all(folder, llama, tokenizer, sae)
+    assert main([*command, "--out", str(folder / "guard")]) == 0
+    moved(0.1).save_pretrained(folder / "changed")
+    tokenizer.save_pretrained(folder / "changed")
+    return folder
 
+
+class TestCommand:
     def command(self, folder: Path, *words: str) -> int:
         retain = [f"{name}={folder / name}.jsonl" for name in RETAIN]
         return main([
