@@ -1,4 +1,4 @@
-"""Every choice of `fit` and of `train-sae`, with its default and its help text, and the presets.
+"""Every choice of `fit`, `refit` and `train-sae`, with its default and its help text, and the presets.
 
 The command line is generated from these fields: a choice is written down once. Nothing heavy is imported here.
 """
@@ -6,8 +6,8 @@ The command line is generated from these fields: a choice is written down once. 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from saeguard.choices import Action, ClampKind, GateChoice, GivenFeatures, Moment, TopKMode
 from saeguard.options import option
@@ -79,6 +79,10 @@ class FitConfig:
             return Fixed(self.threshold)
         return Conformal(self.alpha, self.per_1000) if self.p_dyn is None else Percentile(self.p_dyn)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For the artifact, which says elsewhere which features were given."""
+        return {name: value for name, value in asdict(self).items() if name != "given"} | {"lengths": [*self.lengths]}
+
 
 PRESETS: dict[str, FitConfig] = {
     "default": FitConfig(),
@@ -88,6 +92,16 @@ PRESETS: dict[str, FitConfig] = {
         as_authors=True,
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """What of a guardrail is fitted anew on a changed model; its other settings are those it was fitted with."""
+
+    only: Literal["threshold"] | None = option(
+        None, "threshold: keep features, gate weights and clamp; default: select and fit all of it anew"
+    )
+    force: bool = option(False, "go on although the SAE no longer fits (see doctor); the guardrail records it")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ SAE_NAME = "smollm2-135m-instruct-layer6"
 TOPIC = "astronomy"
 NEAR = ("physics", "earth_science")
 """Neighbours of the topic among the starter domains."""
+SAE_SOURCE = f"saeguard/{SAE_NAME}"
 HERE = Path(__file__).parent
 EXPLANATIONS = HERE / "assets" / SAE_NAME / "explanations.jsonl.gz"
 HUB_TIMEOUT_SECONDS = 5
@@ -66,7 +67,7 @@ def starter_set() -> StarterSet:
 def embedded_sae() -> SparseAutoencoder:
     """The SAE of this package, for the residual stream after layer `LAYER` of SmolLM2-135M-Instruct."""
     sae = SparseAutoencoder.load(HERE / "assets" / SAE_NAME)
-    return replace(sae, source=f"saeguard/{SAE_NAME}")
+    return replace(sae, source=SAE_SOURCE)
 
 
 def embedded_model(*, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:

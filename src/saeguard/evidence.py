@@ -20,6 +20,7 @@ from saeguard.sample import FORGET, ScoredWindow, delay, statistics, trajectorie
 
 CURVE_POINTS = 60
 HISTOGRAM_BINS = 40
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ class GateResult:
         _, ranks = np.unique([*self.forget, *retain], return_inverse=True)  # minus infinity has a rank too
         return float(roc_auc_score([1] * len(self.forget) + [0] * len(retain), ranks))
 
+    @property
+    def quantiles(self) -> dict[str, dict[str, float]]:
+        """Of the statistics of each corpus, those that are finite: quantile by the share below it."""
+        finite = {name: [value for value in its if np.isfinite(value)] for name, its in self.test.items()}
+        return {
+            name: {str(share): float(np.quantile(its, share)) for share in QUANTILES}
+            for name, its in finite.items()
+            if its
+        }
+
     def summary(self) -> dict[str, Any]:
         """The figures for the artifact, with curve and histograms."""
         return {
@@ -95,6 +106,7 @@ class GateResult:
             "auroc": self.auroc,
             "curve": self._curve(),
             "histograms": self._histograms(),
+            "quantiles": self.quantiles,
         }
 
     def _by_length(self) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """`fit`: from texts to a guardrail. Each step is a function of the records before it.
 
-corpora -> shards -> statistics -> selection -> windows -> quarantine -> gates -> calibration -> guardrail
+corpora -> shards (`gather`) -> statistics -> selection -> windows -> quarantine -> gates -> calibration -> guardrail
 
 Given features take the place of selection. They make forget text optional: without it there is no contamination to
 look for, and no figure of what is caught.
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from saeguard.doctor.diagnosis import admit
 from saeguard.doctor.reading import Subject
 from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
+from saeguard.gate import Gate
 from saeguard.gates import Splits, choose_gate, fit_gates
 from saeguard.guardrail import Guardrail
 from saeguard.model import model_fingerprint, tokenizer_fingerprint
@@ -46,6 +48,31 @@ from saeguard.windows import Windower
 
 Texts = str | Path | Sequence[str]
 TOPK_TOKENS = 20_000
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the offline pass leaves to decide on: its shards and the summaries of the texts, by corpus.
+
+    `doctor` is what the guardrail records of how the SAE fits.
+    """
+
+    task: Pass
+    shards: Mapping[str, list[Shard]]
+    summaries: Mapping[str, CorpusSummary]
+    doctor: Mapping[str, Any]
+
+    @property
+    def every_shard(self) -> list[Shard]:
+        """The shards of all corpora."""
+        return [shard for its in self.shards.values() for shard in its]
+
+    def statistics(self) -> dict[str, FeatureStatistics]:
+        """The statistics of every feature, by corpus."""
+        return {
+            name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its))
+            for name, its in self.shards.items()
+        }
 
 
 def fit(
@@ -67,45 +94,55 @@ def fit(
     killed run goes on where it was. Raises a `GuardrailError` by cause.
     """
     config = config or FitConfig()
+    subject = Subject(model, tokenizer, sae, layer)
+    with gather(subject, forget, retain, config, work_dir, show_progress=show_progress) as material:
+        return decide(material, config)
+
+
+@contextmanager
+def gather(
+    subject: Subject, forget: Texts | None, retain: Mapping[str, Texts], config: FitConfig,
+    work_dir: str | Path | None, *, show_progress: bool,
+) -> Iterator[Material]:  # fmt: skip
+    """The offline pass, as `fit` describes it. Without `work_dir` its shards are there inside the `with` block only."""
     corpora = _corpora(forget, retain, config)
     summaries = {name: corpus.summary() for name, corpus in corpora.items()}
     if FORGET in summaries:
         check_disjoint(summaries[FORGET], {name: s for name, s in summaries.items() if name != FORGET})
     kept = [corpus for corpus in corpora.values() if corpus.role == "retain"]
-    doctor = admit(Subject(model, tokenizer, sae, layer), kept, force=config.force)
-    chat = tokenizer.chat_template is not None if config.chat is None else config.chat
-    task = Pass(model, tokenizer, sae, layer, Windower(tokenizer, config.lengths, chat), config.sample)
-    identity = pass_fingerprint(task, model_fingerprint(model), summaries)
+    doctor = admit(subject, kept, force=config.force)
+    chat = subject.tokenizer.chat_template is not None if config.chat is None else config.chat
+    windower = Windower(subject.tokenizer, config.lengths, chat)
+    task = Pass(subject.model, subject.tokenizer, subject.sae, subject.layer, windower, config.sample)
+    identity = pass_fingerprint(task, model_fingerprint(subject.model), summaries)
     with ExitStack() as stack:
         folder = _shard_folder(work_dir, identity, stack)
         with progress("reading", estimated_tokens(summaries.values()), unit="tokens", show=show_progress) as advance:
             shards = run_pass(task, corpora, summaries, folder, advance)
-        return decide(task, shards, summaries, config, doctor)
+        yield Material(task, shards, summaries, doctor)
 
 
-def decide(
-    task: Pass, shards: Mapping[str, list[Shard]], summaries: Mapping[str, CorpusSummary], config: FitConfig,
-    doctor: Mapping[str, Any],
-) -> Guardrail:  # fmt: skip
+def decide(material: Material, config: FitConfig, kept: Rule | None = None) -> Guardrail:
     """Everything after the offline pass: select, quarantine, fit and compare gates, calibrate, freeze.
 
-    `doctor` is what the guardrail records of how the SAE fits.
+    `kept` is a rule whose encoder and gate are taken as they are; its features are those that `config` gives.
     """
-    statistics = {
-        name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
-    }
+    task, summaries, statistics = material.task, material.summaries, material.statistics()
     _check_enough(statistics)
     selected = _select(statistics, config)
-    every_shard = [shard for its in shards.values() for shard in its]
-    encoder, topk = _encoder(task.sae, [feature.id for feature in selected], every_shard, config)
-    windows = read_windows(every_shard, encoder)
+    if kept is None:
+        encoder, topk = _encoder(task.sae, [feature.id for feature in selected], material.every_shard, config)
+    else:
+        encoder, topk = kept.encoder, kept.evidence["topk"]
+    windows = read_windows(material.every_shard, encoder)
     _check_splits(Splits.of(windows, frozenset()), summaries)
     contamination = _contamination(windows, config)
     clean = Splits.of(windows, contamination.outliers if contamination and config.quarantine else frozenset())
     _check_splits(clean, summaries)
-    results = fit_gates(clean, config, forget=FORGET in statistics)
-    chosen, why = choose_gate(results, config)
-    evidence = _evidence(results, why, clean, summaries, contamination) | {"topk": topk, "doctor": doctor}
+    results = _gates(clean, config, kept)
+    chosen, why = choose_gate(results, config) if kept is None else (results[kept.gate.kind], "kept as it was")
+    evidence = _evidence(results, why, clean, summaries, contamination)
+    evidence |= {"topk": topk, "doctor": material.doctor, "config": config.as_dict()}
     if contamination and contamination.outliers:
         other = Splits.of(windows, frozenset() if config.quarantine else contamination.outliers)
         evidence["threshold_other_way"] = _other_way(chosen, other, config)
@@ -185,10 +222,22 @@ def _contamination(windows: Sequence[ReadWindow], config: FitConfig) -> Contamin
     return find_contamination([window for window in windows if window.split != "test"])
 
 
+def _gates(splits: Splits, config: FitConfig, kept: Rule | None) -> dict[str, GateResult]:
+    """Every gate there can be, by name; the kept one alone where there is one."""
+    if kept is not None:
+        return {kept.gate.kind: _recalibrated(kept.gate, splits, config)}
+    return fit_gates(splits, config, forget=any(window.corpus == FORGET for window in splits.fit))
+
+
+def _recalibrated(gate: Gate, splits: Splits, config: FitConfig) -> GateResult:
+    """A gate with its weights, calibrated and tested on these windows."""
+    calibration, test = (scored(gate, windows) for windows in (splits.calibration, splits.test))
+    return evaluate_gate(gate, config.method, calibration, test)
+
+
 def _other_way(chosen: GateResult, splits: Splits, config: FitConfig) -> dict[str, Any]:
     """The threshold and rates with the quarantine the other way round (same gate weights)."""
-    calibration, test = (scored(chosen.gate, windows) for windows in (splits.calibration, splits.test))
-    result = evaluate_gate(chosen.gate, config.method, calibration, test)
+    result = _recalibrated(chosen.gate, splits, config)
     return {
         "quarantine": not config.quarantine,
         "threshold": result.threshold,

@@ -93,16 +93,22 @@ class Guardrail:
 
         return attach(self, model, tokenizer, normalise=normalise)
 
-    def check(self, model: nn.Module, tokenizer: Any) -> None:
-        """Refuse a model, tokenizer or layer other than those the guardrail was calibrated on."""
+    def check(self, model: nn.Module, tokenizer: Any, *, weights: bool = True) -> None:
+        """Refuse a model, tokenizer or layer other than those the guardrail was calibrated on; without `weights` not
+        the same model after training."""
         width = width_of(model, HookPoint(self.layer, self.hook_out))
         found = model_fingerprint(model)
         fix = "Fit a guardrail for this model."
-        for part in ("config", "weights"):
-            if found[part] != self.model[part]:
-                raise ArtifactMismatchError.mismatch(
-                    f"{part} of the model", found=found[part], expected=self.model[part], fix=fix
-                )
+        if found["config"] != self.model["config"]:
+            raise ArtifactMismatchError.mismatch(
+                "config of the model", found=found["config"], expected=self.model["config"], fix=fix
+            )
+        if weights and found["weights"] != self.model["weights"]:
+            raise ArtifactMismatchError.mismatch(
+                "weights of the model", found=found["weights"], expected=self.model["weights"],
+                fix="If it is that model after training, run `saeguard refit`: it fits the guardrail anew and says "
+                "how far the model moved.",
+            )  # fmt: skip
         if (vocabulary := tokenizer_fingerprint(tokenizer)) != self.tokenizer:
             raise ArtifactMismatchError.mismatch(
                 "tokenizer (vocabulary, special tokens, chat template)",

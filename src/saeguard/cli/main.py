@@ -17,6 +17,7 @@ from saeguard.errors import GuardrailError, UsageError
 COMMANDS = (
     "quickstart",
     "fit",
+    "refit",
     "explain",
     "inspect",
     "generate",
