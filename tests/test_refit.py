@@ -260,8 +260,10 @@ class TestCommand:
         assert self.command(folder, "--only", "threshold", "--json") == 0
         said = json.loads(capsys.readouterr().out)
         old = Guardrail.from_pretrained(folder / "guard")
-        assert (said["features"], said["only"]) == (list(old.features), "threshold")
-        assert set(said["drift"]) == {"kitchen", "garden"}
+        new = Guardrail.from_pretrained(folder / "new")
+        assert (said["features"], said["threshold"]) == (list(old.features), new.threshold)
+        assert (said["refit"]["only"], said["refit"]["threshold"]) == ("threshold", old.threshold)
+        assert set(said["refit"]["drift"]) == {"kitchen", "garden"}
 
     def test_the_old_guardrail_is_refused_with_advice(self, folder, capsys):
         words = ["generate", "--guardrail", str(folder / "guard"), "--model", str(folder / "changed"), "--dtype",

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     folder = guardrail.save_pretrained(args.out)
     if args.json:
         emit({"artifact": str(folder), "features": list(guardrail.features), "threshold": guardrail.threshold,
-              **guardrail.evidence["refit"]})  # fmt: skip
+              "refit": guardrail.evidence["refit"]})  # fmt: skip
         return
     print_report(guardrail, console())
     _print_drift(guardrail)
