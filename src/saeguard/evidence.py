@@ -20,7 +20,7 @@ from saeguard.sample import FORGET, ScoredWindow, delay, statistics, trajectorie
 
 CURVE_POINTS = 60
 HISTOGRAM_BINS = 40
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUANTILES = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class GateResult:
 
     @property
     def quantiles(self) -> dict[str, dict[str, float]]:
-        """Of the statistics of each corpus, those that are finite: quantile by the share below it."""
+        """Of the statistics of each corpus, those that are finite: quantile, to four digits, by the share below it."""
         finite = {name: [value for value in its if np.isfinite(value)] for name, its in self.test.items()}
         return {
-            name: {str(share): float(np.quantile(its, share)) for share in QUANTILES}
+            name: {str(share): float(f"{np.quantile(its, share):.4g}") for share in QUANTILES}
             for name, its in finite.items()
             if its
         }
