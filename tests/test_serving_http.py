@@ -333,7 +333,7 @@ def test_a_file_without_keys_is_refused(tmp_path):
 
 
 def test_requests_too_large_and_too_slow(llama, tokenizer, topic):
-    with served(llama, tokenizer, {"topic": topic}, max_body=2000, body_seconds=0.3, request_seconds=0.4) as here:
+    with served(llama, tokenizer, {"topic": topic}, max_body=2000, body_seconds=0.3, request_seconds=0.05) as here:
         large = httpx.post(here.url + CHAT, json=chat("x" * 3000))
         assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
         chunked = httpx.post(
