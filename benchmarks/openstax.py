@@ -51,8 +51,8 @@ def save(guardrail: Guardrail, texts: dict[str, list[str]], folder: Path) -> Non
         (folder / "texts" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def main() -> None:
-    """Fit, judge, print."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--gate", default="probe")
@@ -62,7 +62,12 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=PASSAGES, help="at most this many of each text")
     parser.add_argument("--work", default="openstax.work")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Fit, judge, print."""
+    args = arguments()
     started = time.perf_counter()
     model, tokenizer = embedded_model()
     books = {path.parent.name: path for path in sorted(args.data.glob("openstax/*/text.jsonl.gz"))}

@@ -22,7 +22,7 @@ import torch
 from saeguard.calibration import Fixed
 from saeguard.doctor.precision import overlap
 from saeguard.evidence import GateResult, evaluate_gate
-from saeguard.fitting import Material
+from saeguard.material import Material
 from saeguard.rule import Rule
 from saeguard.sample import FORGET, read_windows, scored
 

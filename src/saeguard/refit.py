@@ -15,8 +15,9 @@ from saeguard.config import FitConfig, RefitConfig
 from saeguard.doctor.reading import Subject
 from saeguard.drift import measure_drift
 from saeguard.errors import ArtifactError, SAEMismatchError
-from saeguard.fitting import Texts, decide, gather
+from saeguard.fitting import decide
 from saeguard.guardrail import Guardrail
+from saeguard.material import Texts, gather
 from saeguard.rule import Rule
 
 

@@ -57,7 +57,7 @@ def _file(args: argparse.Namespace) -> Any:
 
 def _show(matches: list[Match], found: int, explanations: Any, args: argparse.Namespace) -> None:
     """Print what was matched, and go on only if that is right."""
-    from saeguard.report.view import visible
+    from saeguard.report.formatting import visible
 
     interactive = sys.stdin.isatty() and not args.json
     if args.json and not args.yes:

@@ -76,7 +76,7 @@ def _sae(source: str | None, guardrail: Guardrail) -> SparseAutoencoder:
 
 def _print_drift(guardrail: Guardrail) -> None:
     """What the old guardrail sees in the changed model, then what was kept of it."""
-    from saeguard.report.view import percent, visible
+    from saeguard.report.formatting import percent, visible
 
     refit, out = guardrail.evidence["refit"], console()
     table = Table("text", "features agree", "statistic, 5 to 95 %", "now", "triggered", "now", box=None,

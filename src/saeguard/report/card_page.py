@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +24,10 @@ from saeguard.report.card_view import (
     tested,
     tiles,
 )
+from saeguard.report.formatting import visible
 from saeguard.report.markdown import markdown_table
 from saeguard.report.plots import scoped
-from saeguard.report.view import visible
+from saeguard.report.template import filled, written
 
 CLEAN_HEAD = ("subject", "questions", "n", "right", "triggered")
 BLOCKED_HEAD = ("subject", "right without the guardrail", "of these known", "of these blocked", "left out")
@@ -41,22 +40,14 @@ INTERVALS = "Intervals: 95 %, Wilson."
 
 def write_card(card: Mapping[str, Any], path: str | Path) -> Path:
     """Write the page, or Markdown where the name ends in `.md`. Raises `EvaluationError` where it cannot be written."""
-    target = Path(path)
-    text = card_markdown(card) if target.suffix == ".md" else card_page(card)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, "utf-8")
-    except OSError as error:
-        raise EvaluationError(f"cannot write the card {target}: {error}") from error
-    return target
+    text = card_markdown(card) if Path(path).suffix == ".md" else card_page(card)
+    return written(text, path, "the card", EvaluationError)
 
 
 def card_page(card: Mapping[str, Any]) -> str:
     """The page as text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    folder = files("saeguard.report")
-    return environment.from_string((folder / "card.html.j2").read_text("utf-8")).render(
-        css=Markup((folder / "page.css").read_text("utf-8")), title=_title(card), lead=LEAD, tiles=tiles(card),
+    return filled(
+        "card.html.j2", title=_title(card), lead=LEAD, tiles=tiles(card),
         head=HEAD, families=families(card), clean_head=CLEAN_HEAD, clean=clean_rows(card), plots=_plots(card),
         blocked_head=BLOCKED_HEAD, blocked=blocked_rows(card),
         meanings=MEANINGS, left_out=left_out(card), cannot=CANNOT, tested=tested(card), intervals=INTERVALS,

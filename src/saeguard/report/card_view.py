@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeguard.attacks.config import FAMILIES
-from saeguard.report.view import number, percent, visible
+from saeguard.report.formatting import number, percent, visible
 
 HEAD = ("attack", "n", "success", "triggered", "model still right", "off topic: triggered", "same answer",
         "tokens", "seconds", "statistic / threshold", "read before")  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from saeguard.report import evaluation_plots as plots
 from saeguard.report.evaluation_view import find, interval, value
-from saeguard.report.view import number, percent, visible
+from saeguard.report.formatting import number, percent, visible
 
 FIGURES = (
     ("topic: right", "mcq", "accuracy", "topic"),
@@ -67,7 +67,9 @@ def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     for label, figure in (("accuracy on neighbours", near), ("accuracy on far topics", far)):
         if figure is not None and topic is not None:
             points = [
-                plots.Point(visible(name), _three(figure["estimates"][name]), _three(topic["estimates"][name]))
+                plots.Point(
+                    visible(name), plots.ranged(figure["estimates"][name]), plots.ranged(topic["estimates"][name])
+                )
                 for name in topic["estimates"]
             ]
             caption = f"Forgetting against {label}, test items: down and to the right is better"
@@ -75,7 +77,10 @@ def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, method in result["comparison"]["methods"].items():
         points = [
             plots.Point(
-                _setting(p["setting"], method), _three(p["kept"]), _three(p["accuracy"]["topic"]), i == method["chosen"]
+                _setting(p["setting"], method),
+                plots.ranged(p["kept"]),
+                plots.ranged(p["accuracy"]["topic"]),
+                i == method["chosen"],
             )
             for i, p in enumerate(method["points"])
         ]
@@ -130,7 +135,3 @@ def _setting(setting: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     tried = [*(point["setting"] for point in method["points"]), *(one["setting"] for one in method["failed"])]
     varying = [axis for axis in setting if any(other[axis] != setting[axis] for other in tried)] or list(setting)
     return visible(", ".join(f"{axis} {setting[axis]}" for axis in varying))
-
-
-def _three(estimate: Mapping[str, float]) -> tuple[float, float, float]:
-    return estimate["value"], estimate["low"], estimate["high"]

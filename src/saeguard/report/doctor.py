@@ -15,7 +15,7 @@ from saeguard.doctor.finding import Finding
 from saeguard.doctor.reading import Subject
 from saeguard.hookpoints import HookPoint
 from saeguard.model import text_config
-from saeguard.report.view import number, percent, visible
+from saeguard.report.formatting import number, percent, visible
 
 COLOURS = {"fits": "green", "fits with a warning": "yellow", "does not fit": "red"}
 MARKS = {"mismatch": ("✗", "red"), "warning": ("!", "yellow"), "note": ("i", "cyan")}

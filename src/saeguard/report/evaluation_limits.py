@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeguard.report.evaluation_view import find
-from saeguard.report.view import percent, visible
+from saeguard.report.formatting import percent, visible
 
 SMALL = 100
 CATCHING = {

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from saeguard.errors import EvaluationError
@@ -15,10 +13,11 @@ from saeguard.report import evaluation_plots as plots
 from saeguard.report.comparison_view import comparison_plots, comparison_tables
 from saeguard.report.evaluation_limits import limits
 from saeguard.report.evaluation_view import Row, find, sections, subject_names, tested, value
+from saeguard.report.formatting import lines, visible
 from saeguard.report.markdown import markdown_table
 from saeguard.report.plots import scoped
 from saeguard.report.sweep_view import ROLES, sweep_plots, sweep_table
-from saeguard.report.view import visible
+from saeguard.report.template import filled, written
 
 TILES = (
     ("near", "accuracy", "near", "accuracy on neighbours"),
@@ -33,23 +32,15 @@ EXAMPLES = 8
 
 def write_report(result: Mapping[str, Any], path: str | Path) -> Path:
     """Write the page, or Markdown where the name ends in `.md`. Raises `EvaluationError` where it cannot be written."""
-    target = Path(path)
-    text = render_markdown(result) if target.suffix == ".md" else render_page(result)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, "utf-8")
-    except OSError as error:
-        raise EvaluationError(f"cannot write the report {target}: {error}") from error
-    return target
+    text = render_markdown(result) if Path(path).suffix == ".md" else render_page(result)
+    return written(text, path, "the report", EvaluationError)
 
 
 def render_page(result: Mapping[str, Any]) -> str:
     """The page as text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"lines": _lines, "visible": visible}
-    folder, found = files("saeguard.report"), sections(result)
-    return environment.from_string((folder / "evaluation.html.j2").read_text("utf-8")).render(
-        css=Markup((folder / "page.css").read_text("utf-8")), **_heading(result), sections=found,
+    found = sections(result)
+    return filled(
+        "evaluation.html.j2", {"lines": lines, "visible": visible}, **_heading(result), sections=found,
         tiles=_tiles(result), meanings=_meanings(found), plots=_plots(result), sweep=sweep_table(result),
         comparison=comparison_tables(result),
         examples=_examples(result), kept=result["settings"]["keep_text"], limits=limits(result), tested=tested(result),
@@ -149,14 +140,10 @@ def _frontier(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if topic is None or far is None or len(result["subjects"]) < 3:
         return []
     points = [
-        plots.Point(visible(name), _three(far["estimates"][name]), _three(topic["estimates"][name]))
+        plots.Point(visible(name), plots.ranged(far["estimates"][name]), plots.ranged(topic["estimates"][name]))
         for name in topic["estimates"]
     ]
     return [("Forgetting against utility: down and to the right is better", plots.frontier(points))]
-
-
-def _three(estimate: Mapping[str, float]) -> tuple[float, float, float]:
-    return estimate["value"], estimate["low"], estimate["high"]
 
 
 def _examples(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -176,8 +163,3 @@ def _table(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         for row in rows
     ]  # fmt: skip
     return markdown_table(head, cells)
-
-
-def _lines(text: str) -> str:
-    """Text whose line ends stay and whose other unprintable characters show."""
-    return "\n".join(visible(line) for line in text.split("\n"))

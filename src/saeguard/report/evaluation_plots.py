@@ -11,8 +11,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from saeguard.report.formatting import number
 from saeguard.report.plots import GRID, INK, MARK, MUTED, NEAR, RETAIN, STYLE, TOPIC, WIDTH, as_svg, percent_tick, short
-from saeguard.report.view import number
 
 COLOURS = {"topic": TOPIC, "near": NEAR, "far": RETAIN}
 
@@ -25,6 +25,11 @@ class Point:
     utility: tuple[float, float, float]
     topic: tuple[float, float, float]
     chosen: bool = False
+
+
+def ranged(estimate: Mapping[str, float]) -> tuple[float, float, float]:
+    """An estimate as a point has it: value, low, high."""
+    return estimate["value"], estimate["low"], estimate["high"]
 
 
 def before_after(figures: Sequence[Mapping[str, Any]], before: str, after: str, label: str) -> str:

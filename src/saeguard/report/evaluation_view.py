@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saeguard.report.view import number, percent, visible
+from saeguard.report.formatting import number, percent, visible
 
 SECTIONS = (
     ("near", "Neighbouring topics", "Benign, and next to the topic: where a guardrail does harm first."),

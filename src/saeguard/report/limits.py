@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from saeguard.report.view import alpha, chosen_summary, gate_rows, percent, visible
+from saeguard.report.formatting import percent, visible
+from saeguard.report.view import alpha, chosen_summary, gate_rows
 from saeguard.rule import Rule
 
 CONVERSATION = 4000

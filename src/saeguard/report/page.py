@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from saeguard.errors import ArtifactError
 from saeguard.guardrail import Guardrail
 from saeguard.report import plots
+from saeguard.report.formatting import lines, number, percent, visible
 from saeguard.report.limits import limits
-from saeguard.report.view import (
-    UNMEASURED,
-    Share,
-    alpha,
-    chosen_summary,
-    facts,
-    feature_rows,
-    gate_rows,
-    model_name,
-    number,
-    percent,
-    visible,
-)
+from saeguard.report.template import filled, written
+from saeguard.report.view import UNMEASURED, Share, alpha, chosen_summary, facts, feature_rows, gate_rows, model_name
 from saeguard.rule import Rule
 
 SUSPECTS = 10
@@ -38,24 +26,15 @@ def write_page(guardrail: Guardrail, path: str | Path, results: Mapping[str, Any
     `results` (as `quickstart --json` prints them) adds answers at the top: `sets`, each with name, role, n,
     unguarded, guarded and trigger_rate; `examples`, each with prompt, unguarded, guarded and triggered; `chance`.
     """
-    target = Path(path)
-    text = render_page(guardrail, results)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, "utf-8")
-    except OSError as error:
-        raise ArtifactError(f"cannot write the page {target}: {error}") from error
-    return target
+    return written(render_page(guardrail, results), path, "the page", ArtifactError)
 
 
 def render_page(guardrail: Guardrail, results: Mapping[str, Any] | None = None) -> str:
     """The page as text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["unmeasured"] = UNMEASURED
-    environment.filters |= {"percent": percent, "number": number, "lines": _lines, "visible": visible}
-    folder = files("saeguard.report")
-    return environment.from_string((folder / "page.html.j2").read_text("utf-8")).render(
-        css=Markup((folder / "page.css").read_text("utf-8")),
+    return filled(
+        "page.html.j2",
+        {"percent": percent, "number": number, "lines": lines, "visible": visible},
+        unmeasured=UNMEASURED,
         model=model_name(guardrail),
         layer=guardrail.layer,
         rules=[_rule_context(guardrail, rule, f"r{i}") for i, rule in enumerate(guardrail.rules, 1)],
@@ -115,8 +94,3 @@ def _results_context(results: Mapping[str, Any]) -> dict[str, Any]:
     rows = list(zip([visible(entry["role"]) for entry in sets], *shares.values(), strict=True))
     chart = Markup(plots.accuracy(shares["unguarded"], shares["guarded"], results.get("chance"))) if sets else None
     return {"rows": rows, "chart": chart, "examples": results.get("examples", [])}
-
-
-def _lines(text: str) -> str:
-    """Text whose line ends stay and whose other unprintable characters show."""
-    return "\n".join(visible(line) for line in text.split("\n"))

@@ -19,7 +19,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from saeguard.report.view import FeatureRow, GateRow, Share, number, percent, visible
+from saeguard.report.formatting import number, percent, visible
+from saeguard.report.view import FeatureRow, GateRow, Share
 from saeguard.sample import FORGET
 
 INK, MUTED, GRID, TOPIC, RETAIN, MARK = "#20262c", "#66707a", "#c9cfd5", "#c4511f", "#2c7a8c", "#8a3ffc"

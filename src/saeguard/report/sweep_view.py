@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saeguard.report import evaluation_plots as plots
-from saeguard.report.view import percent, visible
+from saeguard.report.formatting import percent, visible
 
 ROLES = ("topic", "near", "far")
 
@@ -38,8 +38,8 @@ def sweep_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     points = [
         plots.Point(
             _name(point["setting"], sweep["axes"]),
-            _three(point["kept"]),
-            _three(point["accuracy"]["topic"]),
+            plots.ranged(point["kept"]),
+            plots.ranged(point["accuracy"]["topic"]),
             i == sweep["chosen"],
         )
         for i, point in enumerate(sweep["points"])
@@ -69,7 +69,3 @@ def _shown(value: Any) -> str:
 
 def _share(estimate: Mapping[str, float]) -> str:
     return f"{percent(estimate['value'])} ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
-
-
-def _three(estimate: Mapping[str, float]) -> tuple[float, float, float]:
-    return estimate["value"], estimate["low"], estimate["high"]

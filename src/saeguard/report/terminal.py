@@ -8,20 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from saeguard.guardrail import Guardrail
+from saeguard.report.formatting import number, percent, visible
 from saeguard.report.limits import limits
-from saeguard.report.view import (
-    UNMEASURED,
-    FeatureRow,
-    GateRow,
-    alpha,
-    facts,
-    feature_rows,
-    gate_rows,
-    model_name,
-    number,
-    percent,
-    visible,
-)
+from saeguard.report.view import UNMEASURED, FeatureRow, GateRow, alpha, facts, feature_rows, gate_rows, model_name
 from saeguard.rule import Rule
 
 SUSPECTS = 8

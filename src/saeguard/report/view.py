@@ -14,6 +14,7 @@ from saeguard.calibration import Rate
 from saeguard.gate import Cusum, Evidence, Gate
 from saeguard.guardrail import Guardrail
 from saeguard.hookpoints import DESCRIPTIONS
+from saeguard.report.formatting import number, percent, visible
 from saeguard.rule import Rule
 from saeguard.sample import FORGET
 from saeguard.selection import SelectedFeature
@@ -28,28 +29,7 @@ ACTIONS = {
     "refuse": "refuse: the model answers with a refusal",
     "monitor": "monitor: the trigger is only recorded, nothing is changed",
 }
-
-
 UNMEASURED = "not measured: no forget text"
-
-
-def visible(text: str) -> str:
-    """The text with line ends shown as ⏎ and every other unprintable character as �."""
-    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "�" for c in text)
-
-
-def percent(value: float) -> str:
-    """0.0667 is "6.7 %"; only 0 is "0 %"."""
-    if 0 < value < 0.0005:
-        return "<0.1 %"
-    return f"{100 * value:.1f}".removesuffix(".0") + " %"
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, with thousands separated; "-" for none."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
