@@ -17,7 +17,8 @@ PURE = (
     "sae.autoencoder", "sae.slim", "sae.tensors", "sae.formats.saelens",
 )  # fmt: skip
 KNOW_TRANSFORMERS = {
-    "model", "sequences", "rereading", "passes", "intervention", "evaluation.prefix", "embedded", "baselines.training",
+    "model", "sequences", "memory", "passes", "rereading", "intervention", "evaluation.prefix", "embedded",
+    "baselines.training",
 }  # fmt: skip
 HOOKS = ("register_forward_hook", "register_forward_pre_hook")
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

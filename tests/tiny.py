@@ -145,7 +145,7 @@ def _clamped_tokens(
 
 
 def slow_logits(model: PreTrainedModel, row: Tensor) -> Tensor:
-    """Logits (1, length, vocabulary): after each token of a row (1, length), those of all tokens up to it read alone."""
+    """Logits (1, length, vocabulary): after each token of a row (1, length), those of the tokens up to it alone."""
     with torch.no_grad():
         return torch.cat([model(row[:, :end]).logits[:, -1:] for end in range(1, row.shape[1] + 1)], dim=1)
 
