@@ -29,7 +29,7 @@ from saeguard.live import LiveRule
 from saeguard.memory import Memory
 from saeguard.model import decoder_layer, entrances, port_at, run_to
 from saeguard.normalise import Rereader
-from saeguard.passes import ONLY_THE_LAST, READ_AGAIN, Again, Pass
+from saeguard.passes import READ_AGAIN, Again, Pass, only_the_last
 from saeguard.reach import Reach
 from saeguard.rereading import Reading, check_rereadable, emptied, put_rows
 from saeguard.sequences import Track
@@ -97,12 +97,8 @@ class Guard:
         mask = without_padding(input_ids, self._pad) if attention_mask is None else attention_mask
         right = mask.argsort(dim=1, descending=True, stable=True)
         self._memory.put_aside()
-        token = ONLY_THE_LAST.set(True)
-        try:
-            with torch.inference_mode():
-                run_to(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
-        finally:
-            ONLY_THE_LAST.reset(token)
+        with torch.inference_mode(), only_the_last():
+            run_to(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
         return self.verdicts
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

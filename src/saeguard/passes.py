@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,6 +33,17 @@ class Again:
 READ_AGAIN: ContextVar[Again | None] = ContextVar("saeguard_read_again", default=None)
 ONLY_THE_LAST: ContextVar[bool] = ContextVar("saeguard_only_the_last", default=False)
 """Whether nothing but what is known after the last token of a pass is looked at."""
+
+
+@contextmanager
+def only_the_last() -> Iterator[None]:
+    """In the block, passes are read for what is known after their last token: a sequence that has triggered by then is
+    clamped from its first token on in the very pass."""
+    token = ONLY_THE_LAST.set(True)
+    try:
+        yield
+    finally:
+        ONLY_THE_LAST.reset(token)
 
 
 @dataclass(frozen=True)
