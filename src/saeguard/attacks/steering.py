@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saeguard.artifact import fingerprint
-from saeguard.attacks.attack import quiz
+from saeguard.attacks.reading import with_options
 from saeguard.evaluation.provenance import items_fingerprint
 from saeguard.evaluation.subject import Subject
 from saeguard.evaluation.tasks.multiple_choice import QuestionItem
@@ -36,7 +36,7 @@ from saeguard.model import capture, input_device, port_at
 from saeguard.passes import only_the_last
 from saeguard.progress import progress
 from saeguard.verdicts import Watch
-from saeguard.windows import pad_rows, text_ids
+from saeguard.windows import pad_rows
 
 BATCH = 4
 """Questions read at once, each with all its options."""
@@ -62,12 +62,7 @@ class Rows:
     @classmethod
     def of(cls, tokenizer: Any, items: Sequence[QuestionItem], device: torch.device) -> Rows:
         """Rows of questions that have equally many options."""
-        rows, starts = [], []
-        for item in items:
-            prompt = quiz(item.question.text).ids(tokenizer)
-            for choice in item.question.choices:
-                rows.append([*prompt, *text_ids(tokenizer, f" {choice}")])
-                starts.append(len(prompt))
+        rows, starts = with_options(tokenizer, items)
         ids, mask = pad_rows(rows)
         place = torch.arange(ids.shape[1])
         option = (place >= torch.tensor(starts)[:, None]) & mask.bool()
