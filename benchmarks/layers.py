@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
-from statistics import mean
 
 import torch
 from layers_read import Reading, quarantined, read
-from layers_topic import Row, Topic, head, kept, near_of, scores
+from layers_topic import Row, Topic, averages, head, kept, near_of, scores
 from torch import Tensor
 
 from saeguard.embedded import LAYER
@@ -54,16 +53,6 @@ def learned(topics: Sequence[Topic], reading: Reading, layers: tuple[int, ...], 
     return found
 
 
-def average(rows: Sequence[Row]) -> str:
-    """Over the topics: the share of passages and of questions caught, mean AUROC and mean rate of the worst corpus."""
-    passages, questions = (
-        sum(sum(getattr(row, kind)) for row in rows) / sum(len(getattr(row, kind)) for row in rows)
-        for kind in ("passages", "questions")
-    )
-    worst = [max(rate.value for rate in (row.near | row.far).values()) for row in rows]
-    return f"{passages:.3f} | {questions:.3f} | {mean(row.auroc for row in rows):.3f} | {mean(worst):.3f}"
-
-
 def main() -> None:
     """Read, learn, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,7 +68,7 @@ def main() -> None:
     topics = [Topic(reading, name, near_of(name), quarantined(reading, name, args.work)) for name in names]
     by_layer = {layer: learned(topics, reading, (layer,), args.work) for layer in LAYERS}
     joined = {layers: learned(topics, reading, layers, args.work) for layers in JOINED if args.concatenate}
-    rows: dict[tuple[float, str], list[Row]] = {}
+    rows: dict[tuple[object, ...], list[Row]] = {}
     print(head("topic", "alpha", "layers"))
     for (place, topic), alpha in product(enumerate(topics), args.alphas):
         one_of = {f"{layers} learned at once": its[place] for layers, its in joined.items()}
@@ -89,9 +78,7 @@ def main() -> None:
             row = topic.row(statistic, alpha)
             rows.setdefault((alpha, name), []).append(row)
             print(row.line(topic.name, alpha, name, beside=first), flush=True)
-    print("\n| alpha | layers | passages | questions | AUROC | worst corpus |\n|---|---|---|---|---|---|")
-    for (alpha, name), its in rows.items():
-        print(f"| {alpha} | {name} | {average(its)} |")
+    print("\n" + averages(rows, "alpha", "layers"))
 
 
 if __name__ == "__main__":

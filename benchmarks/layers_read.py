@@ -77,9 +77,9 @@ def read(data: Path, work: Path, layers: Sequence[int], count: int) -> Reading:
         if not target.exists():
             model = model or embedded_model()
             cut = _questions if source.name == "glossary_mc.jsonl" else _windows
-            _write(model, layers, name, cut(model[1], source, count), target)
+            write(model, layers, name, cut(model[1], source, count), target)
             print(f"read {target.stem}", flush=True)
-    return Reading([entry for path in jobs for entry in _entries(path)], list(jobs))
+    return Reading([entry for path in jobs for entry in entries_of(path)], list(jobs))
 
 
 def quarantined(reading: Reading, topic: str, work: Path) -> frozenset[tuple[str, int]]:
@@ -115,7 +115,7 @@ def _questions(tokenizer: Any, path: Path, _count: int) -> list[Window]:
     return [Window(place, "test", 0, tuple(its), "") for place, its in enumerate(ids)]
 
 
-def _write(model: tuple[Any, ...], layers: Sequence[int], name: str, windows: Sequence[Window], target: Path) -> None:
+def write(model: tuple[Any, ...], layers: Sequence[int], name: str, windows: Sequence[Window], target: Path) -> None:
     found = _values(*model, layers, windows)
     kept = [window for window in windows if len(found[id(window)][layers[0]])]
     entries = [
@@ -142,7 +142,7 @@ def _values(
     return found
 
 
-def _entries(path: Path) -> list[Entry]:
+def entries_of(path: Path) -> list[Entry]:
     with safe_open(path, framework="pt") as file:
         return [Entry(**entry) for entry in json.loads(file.metadata()["entries"])]
 

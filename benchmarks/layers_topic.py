@@ -8,9 +8,10 @@ threshold that keeps alpha in every corpus.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import torch
@@ -148,6 +149,20 @@ def head(*first: str) -> str:
     """The table's head."""
     columns = [*first, *HEAD]
     return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+
+
+def averages(rows: Mapping[tuple[object, ...], Sequence[Row]], *first: str) -> str:
+    """A table of what each way, named by its first cells, does over the topics: the share of passages and of questions
+    caught, mean AUROC and the mean rate of the worst corpus."""
+    columns = [*first, "topics", "passages", "questions", "AUROC", "worst corpus"]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for name, its in rows.items():
+        figures = [
+            mean(hit for row in its for hit in row.passages), mean(hit for row in its for hit in row.questions),
+            mean(row.auroc for row in its), mean(max(r.value for r in (row.near | row.far).values()) for row in its),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join([*map(str, name), str(len(its)), *(f'{value:.3f}' for value in figures)])} |")
+    return "\n".join(lines)
 
 
 def near_of(topic: str) -> tuple[str, ...]:

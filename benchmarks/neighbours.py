@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from gates import NEAR
 from layers_read import Reading, quarantined, read
-from layers_topic import Row, Topic, head, kept, scores
+from layers_topic import Row, Topic, averages, head, kept, scores
 from torch import Tensor
 
 from saeguard.embedded import LAYER
@@ -102,6 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     reading = read(args.data, args.work, (LAYER,), args.passages)
     hidden, firsts = reading.hidden(LAYER), dict[float, Row]()
+    rows: dict[tuple[object, ...], list[Row]] = {}
     print(head("topic", "quarantine", "alpha", "gate"))
     for name in args.topics:
         left_out = quarantined(reading, name, args.work)
@@ -112,6 +113,9 @@ def main() -> None:
         for rule, keys in rules(reading, name, left_out).items():
             if keys in done:
                 print(f"{name}: {rule} is {done[keys]}", file=sys.stderr, flush=True)
+                for (same, *rest), its in list(rows.items()):
+                    if same == done[keys]:
+                        rows.setdefault((rule, *rest), []).append(its[-1])
                 continue
             done[keys] = rule
             full = rule != "off" and bool(topic.near)
@@ -120,8 +124,10 @@ def main() -> None:
             for (gate, found), alpha in product(gates(some, hidden, folder, all_of_them=full).items(), args.alphas):
                 row = some.row(statistic(some, found, alpha), alpha)
                 first = firsts.setdefault(alpha, row) if rule == "now" and gate == "one gate" else firsts[alpha]
+                rows.setdefault((rule, alpha, gate), []).append(row)
                 print(row.line(name, rule, alpha, gate, beside=first), flush=True)
         firsts.clear()
+    print("\n" + averages(rows, "quarantine", "alpha", "gate"))
 
 
 if __name__ == "__main__":
