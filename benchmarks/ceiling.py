@@ -11,7 +11,7 @@ a way to make one number of a window:
     last     logistic regression on its last token
     either   the larger of probe and mean, each in units of its threshold
     of 1/k   learned from every k-th document of all corpora
-    forms    learned from and calibrated on question-like texts too, made of every third passage by templates of our own
+    forms    learned from texts like questions too, made of every third passage by templates of our own
 
 All are calibrated as in `fit`. *Caught* and *false* are at that threshold: questions of the topic, and of the other
 book of which most trigger. *Could* is what the least threshold that spares all but alpha of the questions of every
@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ import torch
 from gates import files
 from layers import LAYERS
 from layers_read import Reading, entries_of, quarantined, read, write
-from layers_topic import Topic, kept, near_of, scores
+from layers_topic import Row, Topic, averages, kept, near_of, scores
 from numpy.typing import NDArray
 from openstax import passages
 from sklearn.linear_model import LogisticRegression
@@ -45,6 +44,7 @@ from saeguard.detectors import balanced
 from saeguard.embedded import LAYER, embedded_model
 from saeguard.windows import Window, text_ids
 
+Rows = NDArray[np.float64]
 EVERY = 3
 WORDS = 18
 FORMS = (
@@ -65,23 +65,25 @@ class Bench:
     work: Path
     alpha: float
 
-    def probe(self, name: str, topic: Topic | None = None) -> Tensor:
-        """The statistic (windows,) of a probe of this name, of `topic` if it is to be learned, in units of its
-        threshold."""
-        topic = topic or self.topic
-        layer = int(name.split("-")[0])
-        hidden = topic.reading.hidden(layer)
-        path = self.work / f"probe-{topic.name}-{name}.safetensors"
-        probe = kept(path, partial(topic.learn, hidden, [topic.name], topic.retain))
-        return self.topic.statistic(scores(probe, hidden), self.alpha)
+    def probe(self, name: str, learner: Topic | None = None) -> Tensor:
+        """The statistic (windows,) of a probe of this name, learned by `learner`, in units of its threshold."""
+        layer, learner = int(name.split("-")[0]), learner or self.topic
+        path = self.work / f"probe-{learner.name}-{name}.safetensors"
+        probe = kept(path, lambda: learner.learn(learner.reading.hidden(layer), [learner.name], learner.retain))
+        return self.topic.statistic(scores(probe, self.topic.reading.hidden(layer)), self.alpha)
 
-    def regression(self, x: NDArray[np.float64], topic: Topic | None = None) -> Tensor:
-        """The log-odds (windows,) of rows `x` (windows, columns), learned on `topic`'s share of the fit split."""
-        fit = (topic or self.topic).places("fit")
-        forget = np.array([entry.corpus == self.topic.name for entry in self.topic.reading.entries])
+    def regression(self, x: Rows, learner: Topic | None = None, learned: Rows | None = None) -> Tensor:
+        """The log-odds (windows,) of rows `x` (windows, columns), learned by `learner` from `learned` or from them."""
+        learner, learned = learner or self.topic, x if learned is None else learned
+        fit = learner.places("fit")
+        forget = np.array([entry.corpus == learner.name for entry in learner.reading.entries])[fit]
         found = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-        found.fit(x[fit], forget[fit], logisticregression__sample_weight=balanced(forget[fit]))
+        found.fit(learned[fit], forget, logisticregression__sample_weight=balanced(forget))
         return torch.tensor(found.decision_function(x))
+
+    def either(self, one: Tensor, other: Tensor) -> Tensor:
+        """The larger of two statistics, each in units of its threshold."""
+        return torch.maximum(*(its / self.topic.threshold(its, self.alpha) for its in (one, other)))
 
     def line(self, name: str, statistic: Tensor) -> str:
         """A row of the table, in Markdown."""
@@ -101,35 +103,33 @@ class Bench:
         return f"| {' | '.join(cells)} |"
 
 
-def rows(bench: Bench) -> Iterator[tuple[str, Tensor]]:
-    """Every way on the texts of `fit`, by name."""
-    topic, means = bench.topic, []
+def rows(bench: Bench, more: Topic) -> Iterator[tuple[str, Tensor]]:
+    """Every way, by name; `more` is the topic with texts like questions."""
+    topic, all_means = bench.topic, []
     for layer in LAYERS:
-        parts = topic.reading.hidden(layer).split(topic.sizes)
-        means.append(torch.stack([part.float().mean(dim=0) for part in parts]).double().numpy())
-        probe, mean = bench.probe(str(layer)), bench.regression(means[-1])
-        yield f"probe, layer {layer}", probe
-        yield f"mean, layer {layer}", mean
-        yield f"last, layer {layer}", bench.regression(torch.stack([part[-1] for part in parts]).double().numpy())
-        yield f"either, layer {layer}", torch.maximum(probe, mean / topic.threshold(mean, bench.alpha))
-    yield "mean, all layers", bench.regression(np.concatenate(means, axis=1))
-    mine = means[LAYERS.index(LAYER)]
+        all_means.append(means(topic, layer))
+        yield f"probe, layer {layer}", bench.probe(str(layer))
+        yield f"mean, layer {layer}", bench.regression(all_means[-1])
+    yield "mean, all layers", bench.regression(np.concatenate(all_means, axis=1))
+    x = all_means[LAYERS.index(LAYER)]
+    last = torch.stack([part[-1] for part in topic.reading.hidden(LAYER).split(topic.sizes)])
+    yield f"last, layer {LAYER}", bench.regression(last.double().numpy())
+    yield f"either, layer {LAYER}", bench.either(bench.probe(str(LAYER)), bench.regression(x))
     for share in (2, 4, 8):
         dropped = {entry.key for entry in topic.reading.entries if entry.split == "fit" and entry.document // 2 % share}
         fewer = replace(topic, left_out=topic.left_out | dropped)
         yield f"probe, layer {LAYER}, of 1/{share}", bench.probe(f"{LAYER}-of-{share}", fewer)
-        yield f"mean, layer {LAYER}, of 1/{share}", bench.regression(mine, fewer)
-
-
-def formed(bench: Bench) -> Iterator[tuple[str, Tensor]]:
-    """The ways of one layer where texts like questions are learned and calibrated on."""
-    topic = bench.topic
-    parts = topic.reading.hidden(LAYER).split(topic.sizes)
-    means = torch.stack([part.float().mean(dim=0) for part in parts]).double().numpy()
-    probe, mean = bench.probe(f"{LAYER}-forms"), bench.regression(means)
+        yield f"mean, layer {LAYER}, of 1/{share}", bench.regression(x, fewer)
+    probe, mean = bench.probe(f"{LAYER}-forms", more), bench.regression(x, more, means(more, LAYER))
     yield f"probe, layer {LAYER}, forms", probe
     yield f"mean, layer {LAYER}, forms", mean
-    yield f"either, layer {LAYER}, forms", torch.maximum(probe, mean / topic.threshold(mean, bench.alpha))
+    yield f"either, layer {LAYER}, forms", bench.either(probe, mean)
+
+
+def means(topic: Topic, layer: int) -> Rows:
+    """Window means (windows, d_model)."""
+    parts = topic.reading.hidden(layer).split(topic.sizes)
+    return torch.stack([part.float().mean(dim=0) for part in parts]).double().numpy()
 
 
 def with_forms(reading: Reading, data: Path, work: Path, count: int) -> Reading:
@@ -166,14 +166,14 @@ def main() -> None:
     more = with_forms(reading, args.data, args.work, args.passages)
     print("| topic | gate | questions | passages | questions, false | passages, false | questions, could |")
     print("|---|---|---|---|---|---|---|")
+    found: dict[tuple[object, ...], list[Row]] = {}
     for name in args.topics:
         topic = Topic(reading, name, near_of(name), quarantined(reading, name, args.work))
         bench = Bench(topic, args.work, args.alpha)
-        for label, statistic in rows(bench):
+        for label, statistic in rows(bench, replace(topic, reading=more)):
+            found.setdefault((label,), []).append(topic.row(statistic, args.alpha))
             print(bench.line(label, statistic), flush=True)
-        bench = replace(bench, topic=replace(topic, reading=more))
-        for label, statistic in formed(bench):
-            print(bench.line(label, statistic), flush=True)
+    print("\n" + averages(found, "gate"))
 
 
 if __name__ == "__main__":

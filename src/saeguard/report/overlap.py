@@ -39,8 +39,8 @@ def _foreign(rule: Rule) -> list[str]:
 def _foreign_topic(share: Share) -> str:
     return (
         f"{_documents(share)} of the topic read like retain text: they score below the twentieth of it that is most "
-        "like the topic. The most suspect are listed below: take out what is not about the topic, or it is learned as the "
-        "topic. Where all of it is, retain text lies close."
+        "like the topic. The most suspect are listed below: take out what is not about the topic, or it is learned as "
+        "the topic. Where all of it is, retain text lies close."
     )
 
 
@@ -78,5 +78,5 @@ def _inseparable(rule: Rule) -> list[str]:
     ]
     if len(near) > NAMED:
         says[-1] += f" {len(near) - NAMED} more corpora are as near."
-    says[-1] += " Give more text of both, a larger --alpha or a narrower topic; docs/gates.md says what else was tried."
+    says[-1] += " Allow more (--alpha), or leave out what may be hit; docs/gates.md says what else was tried."
     return says
