@@ -13,6 +13,7 @@ from saeguard.errors import UsageError
 
 if TYPE_CHECKING:
     from saeguard.baselines.catalogue import Baseline, Cost, Trial
+    from saeguard.evaluation.task import Task
 
 HELP = "several methods with equal tuning budgets: one table and one frontier"
 EXAMPLE = "saeguard compare --methods dsg evidence probe static prompt-refuse --out compare.json --page compare.html"
@@ -39,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="go on although the SAE does not fit (see doctor)")
     add_texts(parser)
     add_sources(parser)
+    parser.add_argument("--tofu", metavar="DIR", help="instead of questions: folder with TOFU's four *_perturbed.jsonl "
+                        "files, to choose on their dev side and report on their test side")  # fmt: skip
+    parser.add_argument("--never-taught", metavar="FILE", help="--tofu: result of a model that was never taught the "
+                        "forget set, for forget quality")  # fmt: skip
     parser.add_argument("--out", default="compare.json", metavar="FILE", help="the result (default: compare.json)")
     parser.add_argument("--work", metavar="DIR", help="where finished work is kept (default: as OUT, ending in .work); "
                         "a killed comparison resumes there")  # fmt: skip
@@ -51,9 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from saeguard.baselines.grids import with_grid
-    from saeguard.evaluation.catalogue import make_tasks
     from saeguard.evaluation.comparison import Comparison, Measure
-    from saeguard.evaluation.config import EvalConfig
     from saeguard.evaluation.harness import Settings
     from saeguard.evaluation.result import write_result
     from saeguard.evaluation.subject import Loader
@@ -62,9 +65,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--budget {args.budget}: each method needs at least one configuration")
     methods = [with_grid(BASELINES[name], args.grid) for name in dict.fromkeys(args.methods)]
     work = Path(args.work or Path(args.out).with_suffix(".work"))
-    found = sources(args, [])
-    near = ["near"] if any(one.role == "near" for one in found.questions) else []
-    tuning, tasks = (make_tasks(names, found, EvalConfig()) for names in (["mcq", *near], ["mcq", *near, "open"]))
+    tuning, tasks = _tasks(args)
     trial = _trial(args, methods, work)
     measure: Measure | None = (lambda *one: _measured(args, *one)) if args.costs else None
     comparison = Comparison(Loader(trial.load), trial, methods, args.budget, tuning, tasks, measure, work)
@@ -73,6 +74,24 @@ def run(args: argparse.Namespace) -> None:
     show(result, args)
     if not args.json:
         console().print(f"\nResult: {args.out}. Draw it again: saeguard eval --render {args.out} --page page.html")
+
+
+def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[Task]]:
+    """On what settings are chosen, and what is reported. Raises `UsageError`."""
+    from pathlib import Path
+
+    from saeguard.evaluation.catalogue import make_tasks, tofu
+    from saeguard.evaluation.config import EvalConfig
+
+    if args.tofu is not None:
+        if args.benchmark or args.topic or args.near or args.far:
+            raise UsageError("--tofu stands in the place of questions: leave out --benchmark, --topic, --near, --far")
+        tasks: list[Task] = [tofu(Path(args.tofu), args.never_taught, whole=False)]
+        return tasks, tasks
+    found = sources(args, [])
+    near = ["near"] if any(one.role == "near" for one in found.questions) else []
+    tuning = ["mcq", *near]
+    return make_tasks(tuning, found, EvalConfig()), make_tasks([*tuning, "open"], found, EvalConfig())
 
 
 def _trial(args: argparse.Namespace, methods: list[Baseline], work: Any) -> Trial:
