@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", choices=("small", "paper"), default="small",
                         help="values tried of methods that train (default: small)")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE[,VALUE]",
-                        help="values tried of a setting, of each method that has it, as `saeguard baseline` takes them: "
-                        "steps=10 learning-rate=1e-4,3e-4")  # fmt: skip
+                        help="values tried of a setting, of each method that has it, in place of the grid's: steps=10 "
+                        "learning-rate=1e-4,3e-4")  # fmt: skip
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="X",
                         help="accuracy off the topic that a setting may cost (default: 0.01)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
@@ -97,7 +97,9 @@ def _methods(args: argparse.Namespace) -> list[Baseline]:
         methods.append(replace(one, grid={**one.grid, **tried}))
         used |= its
     if missing := given.keys() - used:
-        raise UsageError(f"--set {', '.join(sorted(missing))}: none of the methods has it (see `saeguard baseline NAME -h`)")
+        raise UsageError(
+            f"--set {', '.join(sorted(missing))}: none of the methods has it (see `saeguard baseline NAME -h`)"
+        )
     return methods
 
 
