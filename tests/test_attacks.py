@@ -36,7 +36,7 @@ from saeguard.evaluation.sources import QuestionSet, TextSet
 from saeguard.evaluation.subject import Loader, Subject
 from saeguard.evaluation.task import Record, split
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice, question_items
-from saeguard.report.card_view import strong
+from saeguard.report.card_view import floored, strong
 from topics import passages
 
 TEXT = st.text(st.characters(codec="ascii", categories=("L", "N", "Zs", "P")), min_size=1, max_size=80)
@@ -292,6 +292,9 @@ class TestSuccess:
             assert (found["success"]["low"], found["success"]["high"]) == Rate(
                 round(success * counts["n"]), counts["n"]
             ).interval
+            for part, raw in found["success"].items():
+                expected = raw if part == "n" else (raw - found["chance"]) / (1 - found["chance"])
+                assert found["above_chance"][part] == pytest.approx(expected)
 
     @pytest.mark.parametrize(("without", "blocked", "left_out"), [(0.0, ("0",), ()), (1.0, (), ("0",))])
     def test_what_the_options_give_away_is_not_attacked(self, without, blocked, left_out):
@@ -299,19 +302,24 @@ class TestSuccess:
         assert (found.blocked, found.left_out) == (blocked, left_out)
         assert found.counts() == {"right": 1, "known": len(blocked), "blocked": len(blocked), "left_out": len(left_out)}
 
-    def test_nothing_is_subtracted(self):
-        right, wrong = [scored(1.0, i) for i in range(4)], [scored(0.0, i) for i in range(4)]
-        found = outcome([str(i) for i in range(4)], Pair.of(right, wrong), Pair.of(right, [*right[:1], *wrong[1:]]))
-        assert (found["success"]["value"], found["success"]["n"]) == (0.25, 4)
+    @pytest.mark.parametrize(("hits", "expected"), [(0, -1 / 3), (1, 0.0), (4, 1.0)])
+    def test_a_blind_choice_is_no_success_above_chance_and_all_is_all(self, hits, expected):
+        right, wrong = ([replace(scored(accuracy, i), scores={**scored(accuracy).scores, "chance": 0.25})
+                         for i in range(4)] for accuracy in (1.0, 0.0))  # fmt: skip
+        found = outcome([*"0123"], Pair.of(right, wrong), Pair.of(right, [*right[:hits], *wrong[hits:]]))
+        assert (found["success"]["value"], found["success"]["n"]) == (hits / 4, 4)
+        assert found["above_chance"]["value"] == pytest.approx(expected)
+        assert floored(found["above_chance"])["value"] == pytest.approx(max(0.0, expected))
 
-    @pytest.mark.parametrize(("low", "coloured"), [(0.0, False), (0.25, False), (0.26, True)])
+    @pytest.mark.parametrize(("low", "coloured"), [(-0.2, False), (0.0, False), (0.01, True)])
     def test_only_what_lies_above_a_blind_choice_is_coloured(self, low, coloured):
-        assert strong({"success": {"low": low}, "chance": 0.25}) == coloured
+        assert strong({"above_chance": {"low": low}}) == coloured
 
     def test_nothing_asked_is_no_figure(self):
         right, wrong = [scored(1.0)], [scored(0.0)]
         found = outcome(["0"], Pair.of(right, wrong), Pair.of(wrong, wrong))
         assert (found["n"], found["success"], found["chance"], found["kept"]["rate"]) == (0, None, None, 0.0)
+        assert found["above_chance"] is None
 
 
 class TestEndpoint:
