@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saeguard.attacks import weights
+from saeguard.attacks import steering, weights
 from saeguard.attacks.attack import CLEAN, NO_QUESTION, Attack
 from saeguard.attacks.catalogue import FAMILY_OF
 from saeguard.attacks.config import AttackConfig
@@ -124,6 +124,10 @@ class Campaign:
                       pairs.items())  # fmt: skip
         elif name.startswith("quantised"):
             self._quantised(name, int(name.removeprefix("quantised-")))
+        elif name != "lens" and not self._training():
+            self.leave_out(name, FAMILY_OF[name], "it needs questions that are not attacked: --split test")
+        elif FAMILY_OF[name] == "activations":
+            self._steered(name)
         else:
             self._reading(name)
 
@@ -137,6 +141,16 @@ class Campaign:
             (run,) = self._evaluate(Attacked(name, items), pair)
             says = f"weights rounded to {bits} bits, the guardrail as calibrated and its check overridden"
             self._add(name, "weights", says, self._pairs(run), note=refused or "the guardrail did not refuse")
+
+    def _steered(self, name: str) -> None:
+        items = tuple(attacked(CLEAN, self._chosen(0), self.config.seed))
+        training = [item for item in self._training() if item.role == "topic"]
+        for subject in self._guarded():
+            assert subject.guardrail is not None
+            kept = self.work / "steering"
+            other = steering.steered(name, subject, subject.guardrail, training, self.config.steering_steps, kept)
+            (run,) = self._evaluate(Attacked(name, items), [self.subjects[0], other])
+            self._add(name, "activations", steering.SAYS[name], self._pairs(run))
 
     def _reading(self, name: str) -> None:
         items = tuple(self._chosen(0))

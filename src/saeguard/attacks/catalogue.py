@@ -9,6 +9,7 @@ from saeguard.attacks import dilution, rewriting, spelling, suffix, templates, t
 from saeguard.attacks.attack import Attack
 from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
+from saeguard.attacks.steering import SAYS
 from saeguard.attacks.suffix import Bounds
 from saeguard.errors import UsageError
 from saeguard.evaluation.endpoint import ChatEndpoint
@@ -16,9 +17,13 @@ from saeguard.evaluation.subject import Loader
 from saeguard.guardrail import Guardrail
 
 ALL = "all"
-WHITE_BOX = ("hook-removed", "quantised-8", "quantised-4", "lens", "probe")
+FAMILY_OF = {
+    **dict.fromkeys(("hook-removed", "quantised-8", "quantised-4"), "weights"),
+    **dict.fromkeys(SAYS, "activations"),
+    **dict.fromkeys(("lens", "probe"), "reading"),
+}
+WHITE_BOX = tuple(FAMILY_OF)
 """Attacks that are no change of prompts."""
-FAMILY_OF = dict(zip(WHITE_BOX, ("weights", "weights", "weights", "reading", "reading"), strict=True))
 
 
 def prompt_attacks(

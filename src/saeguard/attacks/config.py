@@ -19,6 +19,7 @@ FAMILIES = {
     "shots": "after answered examples",
     "suffix": "white box: free tokens searched against the gate",
     "weights": "white box: the hook removed, the weights rounded to 8 and 4 bits",
+    "activations": "white box: the residual stream changed in front of the guard or behind it",
     "reading": "white box: logit lens and linear probe behind the guard",
 }
 
@@ -40,5 +41,6 @@ class AttackConfig:
     )
     endpoint_model: str = option("model", "rewriting: the model's name at the endpoint")
     languages: tuple[str, ...] = option(("German", "Spanish", "Russian"), "rewriting: languages to translate into")
+    steering_steps: int = option(40, "activations: steps of the search for a vector")
     keep_text: bool = option(False, "keep prompts and answers in the result")
     seed: int = option(0, "seed of everything random")

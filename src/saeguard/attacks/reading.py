@@ -28,6 +28,7 @@ from saeguard.evaluation.subject import Opened
 from saeguard.evaluation.task import Item, Record, Task
 from saeguard.evaluation.tasks.multiple_choice import QuestionItem
 from saeguard.model import input_device, residual_streams, unembed
+from saeguard.passes import only_the_last
 from saeguard.windows import pad_rows, text_ids
 
 BATCH = 4
@@ -64,7 +65,8 @@ def _see(it: Opened, items: Sequence[QuestionItem], layers: Sequence[int]) -> li
             rows.append([*prompt, *text_ids(it.tokenizer, f" {choice}")])
             starts.append(len(prompt))
     ids, mask = (part.to(input_device(it.model)) for part in pad_rows(rows))
-    streams = residual_streams(it.model, layers, ids, mask)
+    with only_the_last():
+        streams = residual_streams(it.model, layers, ids, mask)
     seen = iter(
         _Seen(tuple(row[start:]), {layer: stream[i, start - 1 : len(row)] for layer, stream in streams.items()})
         for i, (row, start) in enumerate(zip(rows, starts, strict=True))
