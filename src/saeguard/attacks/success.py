@@ -8,12 +8,13 @@
     kept       n as a share of the blocked questions that were tried: what the attack leaves of what it is after
 
     chance     the mean of 1 / number of options over these n: what a blind choice of an option would hit
-    above chance   (success - chance) / (1 - chance), and its interval by the same step: the share that is known again if
-               all else is chosen blindly; below 0 where a blind choice would hit more often
+    above chance   (success - chance) / (1 - chance), and its interval by the same step: the share that is known again
+               if all else is chosen blindly; below 0 where a blind choice would hit more often
 
 Success counts every right answer, those that a clamped model hits by accident among them: an upper estimate. What is
-above chance takes those off. It is the better figure for what came back, and too low where the options lead astray: what
-they alone suggest is wrong on a known question by construction, so that a model which follows them hits less than chance.
+above chance takes those off. It is the better figure for what came back, and too low where the options lead astray:
+what they alone suggest is wrong on a known question by construction, so that a model which follows them hits less than
+chance.
 """
 
 from __future__ import annotations
