@@ -22,7 +22,7 @@ from saeguard.attacks.catalogue import FAMILY_OF
 from saeguard.attacks.config import AttackConfig
 from saeguard.attacks.reading import AnswerProbe, Lens, at_layer, layers_behind
 from saeguard.attacks.success import Blocked, Pair, Records, outcome
-from saeguard.attacks.task import Attacked, AttackedItem, attacked
+from saeguard.attacks.task import GROUPS, Attacked, AttackedItem, attacked
 from saeguard.errors import EvaluationError
 from saeguard.evaluation.harness import Settings, TaskRun, evaluate
 from saeguard.evaluation.sources import QuestionSet
@@ -99,7 +99,9 @@ class Campaign:
 
     def _attack(self, attack: Attack) -> None:
         model, tokenizer = self.subjects[0].loader.loaded
-        items = attacked(attack, self._chosen(attack.tokens), self.config.seed)
+        share = not any(subject.whole_prompts for subject in self.subjects)
+        chosen = self._chosen(attack.tokens, attack.shared if share else 0)
+        items = attacked(attack, chosen, self.config.seed, share=share)
         room = getattr(text_config(model), "max_position_embeddings", None)
         longest = max(len(item.prompt.ids(tokenizer)) for item in items) + CLEAN_TOKENS
         if room is not None and longest > room:
@@ -108,9 +110,11 @@ class Campaign:
         (run,) = self._evaluate(Attacked(attack.name, tuple(items)), self.subjects)
         self._add(attack.name, attack.family, attack.says, self._pairs(run))
 
-    def _chosen(self, tokens: int) -> list[QuestionItem]:
-        """The items that an attack of so many tokens is tried on, within the budget."""
-        most = max(1, self.config.budget // (tokens + CLEAN_TOKENS))
+    def _chosen(self, tokens: int, shared: int = 0) -> list[QuestionItem]:
+        """The items that an attack of so many tokens is tried on, within the budget: `shared` ones are read once a
+        group."""
+        alone = self.config.budget // (tokens + CLEAN_TOKENS)
+        most = max(1, alone, (self.config.budget - GROUPS * shared) // (tokens - shared + CLEAN_TOKENS))
         domains = len({item.domain for item in self._off_topic}) or 1
         each = min(self.config.others, max(1, most // domains))
         return [*_first(self._topic, most), *limited(self._off_topic, each)]  # type: ignore[list-item]
