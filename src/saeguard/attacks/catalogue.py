@@ -9,6 +9,7 @@ from saeguard.attacks import dilution, rewriting, spelling, suffix, templates, t
 from saeguard.attacks.attack import Attack
 from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
+from saeguard.attacks.relearning import FAMILY, RELEARNING
 from saeguard.attacks.suffix import Bounds
 from saeguard.errors import UsageError
 from saeguard.evaluation.endpoint import ChatEndpoint
@@ -17,8 +18,11 @@ from saeguard.guardrail import Guardrail
 
 ALL = "all"
 WHITE_BOX = ("hook-removed", "quantised-8", "quantised-4", "lens", "probe")
-"""Attacks that are no change of prompts."""
-FAMILY_OF = dict(zip(WHITE_BOX, ("weights", "weights", "weights", "reading", "reading"), strict=True))
+"""Attacks on a guardrail that are no change of prompts; relearning is none either, and is of checkpoints too."""
+FAMILY_OF = {
+    **dict(zip(WHITE_BOX, ("weights", "weights", "weights", "reading", "reading"), strict=True)),
+    **dict.fromkeys(RELEARNING, FAMILY),
+}
 
 
 def prompt_attacks(
