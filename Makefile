@@ -2,6 +2,7 @@
 # make test         set up .venv, then run all tests                                (ARGS="-m 'not real'" for the fast ones)
 # make golden       set up .venv-golden with the libraries SAEs are published with, and compare with what they compute
 #
+# WORKERS=4             how many files of tests run side by side
 # PYTHON=python3.12     the interpreter to use, 3.11 to 3.13
 # TORCH_INDEX=ADDRESS   the package index to take PyTorch from. On Linux without an NVIDIA GPU, PyTorch's own CPU index
 #                       gives a far smaller download than the default one; everywhere else leave it out.
@@ -9,6 +10,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ quickstart: $(READY)
 	@$(BIN)/saeguard quickstart $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 golden: $(GOLDEN)/.ready
 	@PYTHONPATH=src $(GOLDEN)/bin/python -m pytest tests/test_sae_golden.py tests/test_sae_registry.py $(ARGS)

@@ -17,13 +17,16 @@ from saeguard.evaluation.harness import Settings
 from saeguard.evaluation.result import write_result
 from saeguard.evaluation.sources import QuestionSet
 from saeguard.evaluation.subject import Loader
+from saeguard.evaluation.task import split
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice
 from saeguard.evaluation.tasks.open import OpenAnswers
+from saeguard.evaluation.tasks.tofu import Tofu
 from saeguard.report.comparison_view import comparison_tables
 from saeguard.report.evaluation_page import render_markdown, render_page
 from test_baselines import files as files
 from test_baselines import trial
 from test_evaluation import questions
+from test_evaluation_tasks import tofu_folder
 from topics import passages
 
 GRIDS = {
@@ -154,8 +157,25 @@ def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
         (["--budget", "0"], "at least one configuration"),
         (["--forget", "x"], "go together"),
         (["--model", "m"], "--sae is needed"),
+        (["--tofu", "d", "--benchmark", "starter"], "in the place of questions"),
     ],
 )
 def test_wrong_use_is_named(words, message, capsys):
     assert main(["compare", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tofu_is_chosen_on_one_side_and_reported_on_the_other(comparison, tmp_path):
+    pytest.importorskip("rouge_score")
+    task = replace(Tofu(tofu_folder(tmp_path, each=12), whole=False), max_new_tokens=4)
+    result = replace(comparison, tuning=[task], tasks=[task], measure=None).run(Settings(), 0.01)
+    dev, test = split(task.items())
+    assert {record["item"] for record in result["records"]} == {item.id for item in test.items}
+    points = result["comparison"]["methods"]["prompt-refuse"]["points"]
+    assert {point["accuracy"]["topic"]["n"] for point in points} == {sum(item.role == "topic" for item in dev.items)}
+    head = comparison_tables(result)[0]["head"]
+    assert {"topic: right", "topic: ROUGE", "model utility"} <= set(head)
+    for record in result["records"]:
+        if record["subject"] == "prompt-refuse":
+            assert record["scores"]["refused"] == record["triggered"]
+            assert not (record["scores"]["refused"] and record["scores"]["accuracy"])

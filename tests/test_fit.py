@@ -28,6 +28,7 @@ from saeguard.corpus import Corpus
 from saeguard.hookpoints import HookPoint
 from saeguard.hooks import at
 from saeguard.model import port_at, residual_stream
+from saeguard.report.overlap import overlaps
 from saeguard.selection import SelectionRule
 from saeguard.windows import Windower
 from topics import LAYER, SMALL, corpora, passages, save_all
@@ -80,6 +81,9 @@ class TestGuardrail:
             low, high = figures["caught"]["interval"]
             assert 0 <= low <= figures["caught"]["rate"] <= high <= 1
             assert figures["threshold"] == max(bound["value"] for bound in figures["bounds"])
+            highest = max(figures["bounds"], key=lambda bound: bound["value"])
+            least = min(bound["caught"] for bound in figures["bounds"])
+            assert highest["caught"] == figures["caught"]["hits"] == least
             assert all(sum(counts) for counts in figures["histograms"]["counts"].values())
         assert set(evidence["corpora"]) == {"forget", "kitchen", "garden"}
         assert all(evidence["windows"][split] > 0 for split in ("fit", "calibration", "test"))
@@ -299,6 +303,40 @@ class TestQuarantine:
         assert kept.evidence["threshold_other_way"]["quarantine"] is True
         assert kept.evidence["windows"]["fit"] > quarantined.evidence["windows"]["fit"]
         assert kept.evidence["windows"]["test"] == quarantined.evidence["windows"]["test"]
+
+
+class TestOverlaps:
+    """What `fit` says of texts that lie on the wrong side, by the corpus's name."""
+
+    def test_of_clean_corpora_it_says_nothing(self, fitted):
+        assert overlaps(fitted.rule) == []
+
+    def test_retain_text_about_the_topic(self, run):
+        _, retain = corpora()
+        retain["garden"] = [*passages("forget", 8, seed=3), *retain["garden"]]
+        found = run(retain=retain)
+        share = found.evidence["contamination"]["shares"]
+        assert "kitchen" not in share
+        assert share["garden"]["hits"] == found.evidence["contamination"]["quarantined"] >= 3
+        said = overlaps(found.rule)[-1]
+        assert f"({share['garden']['hits']} of {share['garden']['n']}) of garden read like the topic" in said
+        assert "left out of calibration" in said
+        assert "--no-quarantine" in said
+        kept = overlaps(run(replace(SMALL, quarantine=False), retain=retain).rule)[-1]
+        assert "of garden read like the topic and were kept" in kept
+
+    def test_forget_text_about_something_else(self, run):
+        forget, _ = corpora()
+        found = run(forget=[*passages("kitchen", 12, seed=3), *forget])
+        share = found.evidence["contamination"]["forget_among_retain"]
+        assert 6 <= share["hits"] <= 12
+        assert f"({share['hits']} of {share['n']}) of the topic read like retain text" in overlaps(found.rule)[0]
+
+    def test_a_twin_of_the_topic(self, run):
+        _, retain = corpora()
+        topic, twin = overlaps(run(retain=retain | {"twin": passages("forget", 40, seed=3)}).rule)
+        assert "of the topic read like retain text" in topic
+        assert "of twin read like the topic" in twin
 
 
 class TestBadInput:

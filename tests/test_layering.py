@@ -16,7 +16,10 @@ PURE = (
     "tokens", "statistics", "selection", "gate", "calibration", "clamp", "errors", "corpus", "windows", "hooks",
     "sae.autoencoder", "sae.slim", "sae.tensors", "sae.formats.saelens",
 )  # fmt: skip
-KNOW_TRANSFORMERS = {"model", "sequences", "intervention", "evaluation.prefix", "embedded", "baselines.training"}
+KNOW_TRANSFORMERS = {
+    "model", "sequences", "memory", "passes", "rereading", "intervention", "evaluation.prefix", "embedded",
+    "baselines.training",
+}  # fmt: skip
 HOOKS = ("register_forward_hook", "register_forward_pre_hook")
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 

@@ -20,6 +20,7 @@ from saeguard.gate import Cusum, Density, Evidence, Gate, Probe
 from saeguard.guardrail import Guardrail, merge
 from saeguard.report import print_report, write_page
 from saeguard.report.limits import limits
+from saeguard.report.overlap import overlaps
 from saeguard.report.page import render_page
 from saeguard.report.view import facts, feature_rows, gate_rows, percent, visible
 from saeguard.rule import Rule
@@ -108,6 +109,16 @@ def _guardrail(chosen: str = "evidence", name: str = "astronomy", method: dict[s
         rules=(rule,),
         versions={"saeguard": "0.1.0"},
     )
+
+
+def _overlapping() -> Guardrail:
+    """One whose topic overlaps with two of its three retain corpora."""
+    guardrail = _guardrail()
+    shares = {FORGET: _rates(1, 64), "arts": _rates(1, 64), "near physics": _rates(2, 64), HOSTILE: _rates(12, 64)}
+    guardrail.evidence["contamination"] |= {"shares": shares, "forget_among_retain": _rates(20, 64)}
+    for bound, hits in zip(guardrail.evidence["gates"]["evidence"]["bounds"], (25, 14, 4), strict=True):
+        bound["caught"] = hits
+    return guardrail
 
 
 def _results() -> dict[str, Any]:
@@ -277,6 +288,29 @@ def test_the_limits_say_what_long_text_does_where_it_was_counted() -> None:
     assert visible(HOSTILE) in sentence
     assert "0.25 false alarms in 1,000 tokens" in sentence
     assert "63.2 % of conversations of 4,000 tokens" in sentence
+
+
+def test_overlaps_name_the_corpora_and_the_worst_first() -> None:
+    rule = _overlapping().rule
+    topic, contaminated, *near = overlaps(rule)
+    assert topic.startswith("31.2 % of the documents (20 of 64) of the topic read like retain text")
+    assert contaminated.startswith(f"18.8 % of the documents (12 of 64) of {visible(HOSTILE)} read like the topic")
+    assert "in held-out text 10 % of its windows trigger" in contaminated
+    assert "--no-quarantine" in contaminated
+    assert [sentence.split(" from the topic: ")[1][:42] for sentence in near] == [
+        f"at 5 % of {visible(HOSTILE)} it catches 13.3 %"[:42], "at 5 % of near physics it catches 46.7 % of"[:42]
+    ]  # fmt: skip
+    assert not any("arts" in sentence for sentence in overlaps(rule))
+    rule.evidence["threshold_other_way"]["quarantine"] = True
+    assert "were kept, so that they raise the threshold" in overlaps(rule)[1]
+
+
+def test_overlaps_are_in_the_page_and_in_the_terminal_and_only_where_there_are_any() -> None:
+    for shown in (_Reader(render_page(_overlapping())).text, _printed(_overlapping())):
+        for sentence in overlaps(_overlapping().rule):
+            assert sentence in " ".join(shown.split())
+    for shown in (render_page(_guardrail()), _printed(_guardrail())):
+        assert "topic and retain text overlap" not in shown
 
 
 def test_percentile_threshold_promises_no_alpha() -> None:

@@ -15,8 +15,8 @@ from saeguard.sequences import RuleTrack, Track, recall, remember
 
 def track(batch: int, tokens: int) -> Track:
     numbers = torch.arange(batch * tokens).view(batch, tokens)
-    rule = RuleTrack(numbers[..., None].double(), numbers.double(), numbers > 3)
-    return Track(numbers >= 0, numbers[..., None] % 2 == 0, (rule,))
+    rule = RuleTrack(numbers[..., None].double(), numbers.double(), numbers > 3, numbers > 3)
+    return Track(numbers, numbers, numbers >= 0, numbers[..., None] % 2 == 0, (rule,))
 
 
 def filled(batch: int, tokens: int) -> tuple[DynamicCache, Track]:

@@ -12,7 +12,9 @@ from conftest import D_MODEL, make_guardrail, make_sae
 from saeguard.clamp import Clamp
 from saeguard.errors import AttachError, NonFiniteError, ProofError, UsageError
 from saeguard.gate import Cusum, Density, Evidence, Gate, Mean, Probe
-from saeguard.model import residual_stream
+from saeguard.hookpoints import HookPoint
+from saeguard.hooks import at
+from saeguard.model import port_at, residual_stream
 from saeguard.serving.proof_texts import ORDINARY, ProofTexts
 from saeguard.serving.vllm.book import PROOF, Book, as_dict, place, proof_id
 from saeguard.serving.vllm.graph import GraphGuard
@@ -47,13 +49,13 @@ def rows():
 
 @pytest.fixture(scope="module", params=GATES)
 def guarded(request, llama, tokenizer, rows):
-    """A guardrail under each gate, whose threshold some of the sequences pass."""
+    """A guardrail under each gate, whose threshold some of the sequences pass, and that clamps from there on."""
     clamp = Clamp("active" if request.param == "probe" else "dense", c=5.0, strength=1.0)
     gate = GATES[request.param]
     silent = make_guardrail(llama, tokenizer, make_sae("jumprelu"), LAYER, gate=gate, threshold=1e9, clamp=clamp)
     with silent.attach(llama, tokenizer) as guard:
         found = sorted(guard.judge(row)[0].statistic for row in rows if row.shape[1] > 2)
-    return with_rule(silent, threshold=sum(found[2:4]) / 2)
+    return with_rule(silent, threshold=sum(found[2:4]) / 2, reach="onward")
 
 
 def make(kind, guardrail, tokenizer, slots=ROOM, **more):
@@ -128,6 +130,24 @@ def test_any_schedule_decides_and_clamps_as_attach_does(kind, seed, guarded, tok
     same_verdicts(found, verdicts)
     for mine, theirs in zip(out, clamped, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", [LayerGuard, GraphGuard])
+def test_a_rule_that_reaches_back_clamps_the_chunk_that_triggers(kind, guarded, llama, tokenizer, rows, expected):
+    back = with_rule(guarded, reach="all")
+    plain, clamped, _ = expected
+    seen: list[Tensor] = []
+    with back.attach(llama, tokenizer), at(port_at(llama, HookPoint(LAYER)), lambda values: seen.append(values[0])):
+        for row in rows:
+            llama(row, logits_to_keep=1)
+    guard = make(kind, back, tokenizer)
+    for row, stream, whole in zip(rows, plain, seen, strict=True):
+        guard.begin([Span(1, 0, row.shape[1], 0)], row[0])
+        result = guard.guard(stream.clone())
+        guard.end()
+        torch.testing.assert_close(stream if result is None else result[0], whole)
+    differs = any(not torch.equal(whole, onward) for whole, onward in zip(seen, clamped, strict=True))
+    assert differs == back.rule.reaches_back
 
 
 def test_several_rules_act_in_one_pass(guarded, llama, tokenizer, rows, expected):

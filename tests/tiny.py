@@ -139,7 +139,15 @@ def _clamped_tokens(
         over += [t] if triggered else []
     if rule.gate.moment == "block":
         return hot if statistic > rule.threshold else []
+    if rule.reaches_back:
+        return hot if triggered else []
     return [t for t in hot if t in over]
+
+
+def slow_logits(model: PreTrainedModel, row: Tensor) -> Tensor:
+    """Logits (1, length, vocabulary): after each token of a row (1, length), those of the tokens up to it alone."""
+    with torch.no_grad():
+        return torch.cat([model(row[:, :end]).logits[:, -1:] for end in range(1, row.shape[1] + 1)], dim=1)
 
 
 def _clamped(rule: Rule, sae: SparseAutoencoder, h: Tensor) -> Tensor:

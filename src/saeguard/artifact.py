@@ -22,7 +22,7 @@ from saeguard.sae.scaling import InputScaling
 from saeguard.sae.slim import SlimEncoder
 from saeguard.selection import SelectedFeature
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEAD = ("layer", "hook", "hook_out", "model", "tokenizer", "sae", "versions")
 JSON_FILE, TENSOR_FILE, CARD_FILE = "guardrail.json", "guardrail.safetensors", "README.md"
 KIND = Kind("guardrail", JSON_FILE, TENSOR_FILE, FORMAT_VERSION)
@@ -103,6 +103,7 @@ def _rule_json(rule: Rule) -> dict[str, Any]:
         "threshold": rule.threshold,
         "clamp": asdict(rule.clamp),
         "action": rule.action,
+        "reach": rule.reach,
         "evidence": dict(rule.evidence),
     }
 
@@ -125,5 +126,6 @@ def _rule(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
         threshold=entry["threshold"],
         clamp=Clamp(**entry["clamp"]),
         action=entry["action"],
+        reach=entry["reach"],
         evidence=entry["evidence"],
     )

@@ -12,6 +12,8 @@ GateChoice = Literal["auto", "density", "evidence", "probe"]
 Role = Literal["topic", "near", "far"]
 """What a judged domain is to the topic."""
 Moment = Literal["running", "block"]
+Reach = Literal["all", "onward"]
+"""Which tokens of a triggered sequence are clamped where they are hot: all of them, or those from the trigger on."""
 TopKMode = Literal["exact", "threshold"]
 
 Hook = Literal["resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from saeguard.choices import Action, ClampKind, GateChoice, GivenFeatures, Moment, TopKMode
+from saeguard.choices import Action, ClampKind, GateChoice, GivenFeatures, Moment, Reach, TopKMode
 from saeguard.options import option
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class FitConfig:
     strength: float = option(0.5, "clamp value in units of the median residual norm")
     c: float | None = option(None, "clamp value in units of feature activation instead of --strength (the paper: 500)")
     action: Action = option("clamp", "what a trigger does")
+    reach: Reach = option(
+        "all",
+        "which hot tokens of a triggered sequence are clamped: all, for which what was read before the trigger is read "
+        "again, or those from the trigger on (the paper)",
+    )
     lengths: tuple[int, ...] = option((32, 64, 256), "tokens of the windows that text is cut into")
     chat: bool | None = option(None, "wrap every other document in the chat template; default: where there is one")
     sample: int = option(60_000, "tokens kept of each corpus for fitting and calibrating gates")
@@ -88,8 +93,8 @@ PRESETS: dict[str, FitConfig] = {
     "default": FitConfig(),
     "paper": replace(
         FitConfig(), n=20, score="squared_mean", retain_score="pooled", gate="density", accumulate="mean",
-        moment="block", p_dyn=95.0, clamp="dense", c=500.0, lengths=(1024,), chat=False, quarantine=False,
-        as_authors=True,
+        moment="block", p_dyn=95.0, clamp="dense", c=500.0, reach="onward", lengths=(1024,), chat=False,
+        quarantine=False, as_authors=True,
     ),
 }  # fmt: skip
 

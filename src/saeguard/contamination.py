@@ -5,6 +5,9 @@ worst-case threshold. Each document gets a score from a probe that never saw it 
 window means). The rule: a retain document is an outlier if it scores at or above the median forget document; a
 forget document if it scores at or below the median retain document. Outliers are left out of fitting and
 calibration, never of the test split, and are always listed.
+
+The rule takes few forget documents, as the probe has learned from the others like them. So their share that scores no
+higher than the highest twentieth of retain documents is told too (docs/gates.md).
 """
 
 from __future__ import annotations
@@ -14,11 +17,15 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Protocol
 
+import numpy as np
+
+from saeguard.calibration import Rate, rate_above
 from saeguard.detectors import cross_fitted_scores
 from saeguard.sample import FORGET, ReadWindow, labelled_means
 
 LISTED = 20
 EXCERPT = 160
+HIGHEST = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,26 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Contamination:
-    """Suspects by falling suspicion (retain first), and the scores an outlier reaches."""
+    """All documents by falling suspicion (retain first), the scores an outlier reaches, and how many forget documents
+    score no higher than the highest twentieth of retain documents."""
 
     suspects: tuple[Suspect, ...]
     retain_bound: float
     forget_bound: float
+    forget_among_retain: Rate
 
     @property
     def outliers(self) -> frozenset[tuple[str, int]]:
         """Keys of the documents that the rule quarantines."""
         return frozenset((s.corpus, s.document) for s in self.suspects if s.outlier)
+
+    @property
+    def shares(self) -> dict[str, Rate]:
+        """By corpus, how many of its documents are outliers; corpora without any are left out."""
+        flags: dict[str, list[bool]] = {}
+        for suspect in self.suspects:
+            flags.setdefault(suspect.corpus, []).append(suspect.outlier)
+        return {name: Rate(sum(its), len(its)) for name, its in sorted(flags.items()) if any(its)}
 
     def as_dict(self) -> dict[str, Any]:
         """For the artifact: all outliers, and the nearest others up to `LISTED` a side."""
@@ -57,6 +74,8 @@ class Contamination:
             "retain_bound": self.retain_bound,
             "forget_bound": self.forget_bound,
             "quarantined": len(self.outliers),
+            "forget_among_retain": self.forget_among_retain.as_dict(),
+            "shares": {name: share.as_dict() for name, share in self.shares.items()},
             "listed": [asdict(suspect) for suspect in listed],
         }
 
@@ -81,8 +100,10 @@ def contamination(windows: Sequence[Titled], scores: Sequence[float]) -> Contami
     for window, score in zip(windows, scores, strict=True):
         documents.setdefault(window.key, []).append((score, window.text))
     averages = {key: sum(score for score, _ in found) / len(found) for key, found in documents.items()}
-    forget_median = median(value for (corpus, _), value in averages.items() if corpus == FORGET)
-    retain_median = median(value for (corpus, _), value in averages.items() if corpus != FORGET)
+    topic = [value for (corpus, _), value in averages.items() if corpus == FORGET]
+    other = [value for (corpus, _), value in averages.items() if corpus != FORGET]
+    forget_median, retain_median = median(topic), median(other)
+    above = rate_above(topic, float(np.quantile(other, 1 - HIGHEST)))
     suspects = []
     for key, value in averages.items():
         forget = key[0] == FORGET
@@ -90,4 +111,5 @@ def contamination(windows: Sequence[Titled], scores: Sequence[float]) -> Contami
         text = (min if forget else max)(documents[key])[1]
         suspects.append(Suspect(*key, value, " ".join(text.split())[:EXCERPT], outlier))
     suspects.sort(key=lambda s: s.score if s.corpus == FORGET else -s.score)
-    return Contamination(tuple(suspects), forget_median, retain_median)
+    among = Rate(above.n - above.hits, above.n)
+    return Contamination(tuple(suspects), forget_median, retain_median, among)

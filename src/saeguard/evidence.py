@@ -96,7 +96,10 @@ class GateResult:
             "gate": self.gate.kind,
             "threshold": self.threshold,
             "method": {"kind": type(self.calibration.method).__name__.lower()} | asdict(self.calibration.method),
-            "bounds": [asdict(bound) for bound in self.calibration.bounds],
+            "bounds": [
+                asdict(bound) | {"caught": rate_above(self.forget, bound.value).hits}
+                for bound in self.calibration.bounds
+            ],
             "caught": _measured(self.caught),
             "caught_in_calibration": _measured(self.caught_in_calibration),
             "delay_in_calibration": self.delay,

@@ -204,7 +204,7 @@ def _freeze(
     rule = Rule(
         name=config.name, selected=tuple(selected), encoder=encoder, decoder=task.sae.W_dec[ids].contiguous(),
         gate=chosen.gate, threshold=chosen.threshold, clamp=Clamp(config.clamp, c, c / norm),
-        action=config.action, evidence=evidence,
+        action=config.action, reach=config.reach, evidence=evidence,
     )  # fmt: skip
     return Guardrail(
         layer=task.layer,

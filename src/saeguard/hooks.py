@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saeguard.errors import ModelError
 
 Before = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
-After = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+After = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 Change = Callable[[Tensor], Tensor | None]
 """Sees a tensor; what it returns takes the tensor's place, None keeps it."""
 
@@ -52,7 +52,8 @@ def at(port: Port, change: Change) -> Iterator[None]:
 
 @contextmanager
 def around(module: nn.Module, before: Before, after: After | None = None) -> Iterator[None]:
-    """Call `before` on each input of `module` and `after` on each output, which is None where the pass raised."""
+    """Call `before` on each input of `module` and `after` on each output, which is None where the pass raised; what
+    `after` returns takes the output's place, None keeps it."""
     with ExitStack() as stack:
         stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         if after is not None:

@@ -4,31 +4,36 @@ Before each forward pass of the model: which tokens are these, and what is known
 in the guarded layer: read the gate, decide, clamp. A pass in which nothing triggers leaves every tensor untouched, so
 its logits are bit-identical to the unguarded model's. Since the clamp acts behind what the gate reads, what the gate
 sees never depends on whether it has clamped.
+
+A rule that reaches back clamps a triggered sequence from its first token on. Where some of it was read before the
+trigger, the sequence is read once more (rereading.py), so that what comes after a token is a function of the tokens up
+to it: the same whether they came at once, in turns on a cache or one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
 from saeguard.errors import AttachError, NonFiniteError
-from saeguard.gate import Density, Gate
 from saeguard.guardrail import Guardrail
 from saeguard.hooks import around, at, inputs_of
+from saeguard.live import LiveRule
+from saeguard.memory import Memory
 from saeguard.model import decoder_layer, entrances, port_at, run_to
 from saeguard.normalise import Rereader
-from saeguard.rule import Rule
-from saeguard.sae.slim import SlimEncoder
-from saeguard.sequences import RuleTrack, Track, recall, remember
-from saeguard.tokens import TokenMasks, attended_tokens, special_token_ids, token_masks, without_padding
+from saeguard.passes import READ_AGAIN, Again, Pass, only_the_last
+from saeguard.reach import Reach
+from saeguard.rereading import Reading, check_rereadable, emptied, put_rows
+from saeguard.sequences import Track
+from saeguard.tokens import attended_tokens, special_token_ids, token_masks, without_padding
 from saeguard.verdicts import Verdict as Verdict
 from saeguard.verdicts import refused, verdicts
 
@@ -41,17 +46,18 @@ class Guard:
         self._read_again = Rereader(tokenizer) if normalise else None
         self._model = model
         self._special_ids = special_token_ids(tokenizer)
-        self._key = uuid4().hex
+        self._memory = Memory()
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
         self._live = cache(self._rules_on)
-        self._pass: _Pass | None = None
-        self._tracks: dict[str, Track] = {}
+        self._pass: Pass | None = None
+        self._decided: Tensor | None = None
+        self._reach = Reach(guardrail.rules)
         self.clamping: Tensor | None = None
         """Which rules may clamp which rows (rows, rules) of the passes to come; None: all of them. Gates read on."""
 
-    def _rules_on(self, device: torch.device) -> tuple[list[_LiveRule], Tensor]:
+    def _rules_on(self, device: torch.device) -> tuple[list[LiveRule], Tensor]:
         """The rules and the ids of special tokens, on the device on which the layer turns out to run."""
-        return [_LiveRule.of(rule, device) for rule in self.guardrail.rules], torch.tensor(
+        return [LiveRule.of(rule, device) for rule in self.guardrail.rules], torch.tensor(
             self._special_ids, device=device
         )
 
@@ -73,11 +79,11 @@ class Guard:
     @property
     def last(self) -> Track | None:
         """What is known of the sequences of the last pass."""
-        return self._tracks.get(self._key)
+        return self._memory.last
 
     def track(self, kv: Cache, rows: int) -> Track:
         """What is known of the sequences in a cache of that many rows, all of whose tokens this guard has seen."""
-        track = recall(kv, self._key, rows)
+        track = self._memory.recall(kv, rows)
         if track is None:
             raise AttachError("the cache is empty: nothing is known of its sequences")
         return track
@@ -90,8 +96,8 @@ class Guard:
         """
         mask = without_padding(input_ids, self._pad) if attention_mask is None else attention_mask
         right = mask.argsort(dim=1, descending=True, stable=True)
-        self._tracks = {}
-        with torch.inference_mode():
+        self._memory.put_aside()
+        with torch.inference_mode(), only_the_last():
             run_to(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
         return self.verdicts
 
@@ -102,36 +108,88 @@ class Guard:
         """
         inputs = inputs_of(module, args, kwargs)
         ids = inputs.get("input_ids")
-        if self._pass is not None or not isinstance(ids, Tensor):
+        if not isinstance(ids, Tensor) or (self._pass is not None and self._pass.stage != "written"):
             return
-        track = recall(inputs.get("past_key_values"), self._key, len(ids))
+        reading, kv = Reading(module, inputs), inputs.get("past_key_values")
+        track = self._memory.recall(kv, len(ids))
+        if track is not None and bool(self._stale(track).any()):
+            self._reread(reading, track, (kv,) if isinstance(kv, Cache) else ())
+            track = self._memory.recall(kv, len(ids))
         past = ids.new_zeros(len(ids), 0, dtype=torch.bool) if track is None else track.attended.to(ids.device)
         attended = attended_tokens(inputs.get("attention_mask"), ids, past).to(ids.device)
-        presumed = None if track is not None else self._by_normalised(ids, attended)
-        self._pass = _Pass(module, ids, attended, track, presumed)
+        decided, self._decided = self._decided, None
+        presumed = None if track is not None else self._presumed(ids, attended)
+        self._pass = Pass(reading, ids, attended, track, presumed, decided, outer=self._pass)
+
+    def _presumed(self, ids: Tensor, attended: Tensor) -> Tensor | None:
+        """Which rules (rows, rules) have triggered on new sequences before they are read; None: none have."""
+        if self._read_again is None:
+            return None
+        again = READ_AGAIN.get()
+        if again is None:
+            return self._by_normalised(ids, attended)
+        return self._memory.at_the_start(again)
 
     def _by_normalised(self, ids: Tensor, attended: Tensor) -> Tensor | None:
         """Which rules (rows, rules) trigger on the normalised form of new sequences, read on its own; None: none do."""
         again = None if self._read_again is None else self._read_again(ids, attended)
         if again is None:
             return None
-        read, self._read_again, before = self._read_again, None, self._tracks
+        read, self._read_again, before = self._read_again, None, self._memory.put_aside()
         try:
             self.judge(again.ids, again.mask)
             if self.last is None:
                 return None
             found = [[verdict.triggered for verdict in row] for row in self.all_verdicts]
         finally:
-            self._read_again, self._tracks = read, before
+            self._read_again = read
+            self._memory.take_up(before)
         return torch.tensor(found, device=ids.device) & again.changed[:, None]
 
-    def after_model(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> None:
-        """Hook after the model: a pass that ended well has gone through the guarded layer."""
-        if self._pass is None or self._pass.module is not module:
-            return
-        done, self._pass = self._pass.stage == "written", None
-        if output is not None and not done:
+    def after_model(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:
+        """Hook after the model: a pass that ended well has gone through the guarded layer. Where a trigger reaches back
+        behind what it has clamped, read again; the output with what then comes after the trigger, else None."""
+        now = self._pass
+        if now is None or now.reading.module is not module:
+            return None
+        self._pass = now.outer
+        if output is None:
+            return None
+        if now.stage != "written":
             raise AttachError(f"the model ran without its layer {self.guardrail.layer}: nothing was guarded")
+        track = self.last
+        if track is None or READ_AGAIN.get() is not None or not bool(self._stale(track).any()):
+            return None
+        rows, other = self._reread(now.reading, track, now.caches)
+        reached = self._reach.wanted(track, self._allowed())[rows, -now.reading.tokens :].any(dim=-1)
+        return now.reading.mixed(output, other, rows, reached)
+
+    def _allowed(self) -> Tensor | None:
+        """`clamping` of the rows of this pass, which may be some of them, read again by another guard."""
+        again = READ_AGAIN.get()
+        return self.clamping if self.clamping is None or again is None else self.clamping[again.rows.cpu()]
+
+    def _stale(self, track: Track) -> Tensor:
+        return self._reach.stale(track, self._allowed())
+
+    def _reread(self, reading: Reading, track: Track, caches: Sequence[Cache]) -> tuple[Tensor, Any]:
+        """Read the stale rows of a track again, into the caches: which they are, and the output."""
+        rows = self._stale(track).nonzero()[:, 0]
+        as_wanted = self._reach.as_wanted(track, self._allowed())
+        armed = self.clamping
+        fresh = emptied(caches[0]) if caches else None
+        token = READ_AGAIN.set(Again(rows, len(track.ids), caches[0] if caches else None))
+        try:
+            self._decided, self.clamping = as_wanted.clamped[rows], None
+            other = reading.again(track.map(lambda part: part[rows]), fresh)
+        finally:
+            self._decided, self.clamping = None, armed
+            READ_AGAIN.reset(token)
+        if fresh is not None:
+            for kv in caches:
+                put_rows(kv, rows, fresh)
+        self._memory.keep(as_wanted, caches)
+        return rows, other
 
     def before_layer(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook before the guarded layer: note the cache, which the model may only now have made."""
@@ -141,6 +199,8 @@ class Guard:
                 "itself, with `input_ids`: without them special tokens cannot be told apart."
             )
         caches = tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Cache))
+        for kv in caches if self._reach.any else ():
+            check_rereadable(kv)
         self._pass = replace(self._pass, caches=caches, stage="in the layer")
 
     def see(self, values: Tensor) -> Tensor | None:
@@ -157,18 +217,32 @@ class Guard:
             record = rule.read(hidden, a, masks, None if now.track is None else now.track.rules[i])
             if now.presumed is not None:
                 record = replace(record, triggered=record.triggered | now.presumed[:, i, None].to(hidden.device))
+            if rule.rule.clamps:
+                record = replace(record, clamped=self._to_clamp(now, i, record.triggered))
             records.append(record)
-            hot = rule.hot(a, masks) & record.triggered
-            if self.clamping is not None:
-                hot &= self.clamping[:, i, None].to(hot.device)
-            if rule.clamps and bool(hot.any()):
+            hot = rule.hot(a, masks) & record.clamped
+            if bool(hot.any()):
                 change = torch.where(hot[..., None], rule.delta(a), 0.0)
                 delta = change if delta is None else delta + change
                 where |= hot
         active = torch.cat([a > 0 for a in activations], dim=-1) & masks.valid[..., None]
-        self._remember(Track(now.attended, active, tuple(records)), now)
+        positions = now.reading.positions.to(values.device)
+        self._memory.see(Track(now.ids, positions, now.attended, active, tuple(records)), now)
         self._pass = replace(now, stage="seen", change=None if delta is None else (delta, where))
         return self.write(values) if self.guardrail.hook_out == self.guardrail.hook else None
+
+    def _to_clamp(self, now: Pass, i: int, triggered: Tensor) -> Tensor:
+        """Which tokens (batch, tokens) of a pass rule `i` clamps if they are hot, from where it has triggered.
+
+        All of a sequence that triggers where only what follows its last token is looked at; else those from the trigger
+        on, as what comes out at those before it does not know of it.
+        """
+        if now.decided is not None:
+            return now.decided[..., i]
+        if self.guardrail.rules[i].reaches_back and now.track is None and now.whole:
+            triggered = triggered[:, -1:].expand_as(triggered)
+        allowed = self._allowed()
+        return triggered if allowed is None else triggered & allowed[:, i, None].to(triggered.device)
 
     def write(self, values: Tensor) -> Tensor | None:
         """At the hook point that is decoded: apply the clamp. None where nothing changes."""
@@ -180,7 +254,7 @@ class Guard:
         hidden = values.view(*now.ids.shape, -1)
         return torch.where(where[..., None], (hidden + delta).to(hidden.dtype), hidden).view_as(values)
 
-    def _at_stage(self, stage: str) -> _Pass:
+    def _at_stage(self, stage: str) -> Pass:
         if self._pass is None or self._pass.stage != stage:
             found = "no pass" if self._pass is None else self._pass.stage
             raise AttachError.mismatch(
@@ -190,77 +264,6 @@ class Guard:
                 fix=f"{self.guardrail.hook} cannot be guarded in this model.",
             )
         return self._pass
-
-    def _remember(self, new: Track, now: _Pass) -> None:
-        track = new if now.track is None else now.track.followed_by(new)
-        self._tracks = {self._key: track}
-        for kv in now.caches:
-            self._tracks = remember(kv, self._key, track)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One forward pass of `module`: ids and attention (batch, tokens), the track of what came before, which rules
-    (batch, rules) have triggered already, the caches that will hold it, how far it has come, and the clamp's change
-    that is still to be applied, with where."""
-
-    module: nn.Module
-    ids: Tensor
-    attended: Tensor
-    track: Track | None
-    presumed: Tensor | None = None
-    caches: tuple[Cache, ...] = ()
-    stage: Literal["begun", "in the layer", "seen", "written"] = "begun"
-    change: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def started(self) -> Tensor:
-        if self.track is None:
-            return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
-        return self.track.started
-
-    def on(self, device: torch.device) -> _Pass:
-        """The same with its ids and masks on the device of the guarded layer."""
-        track = None if self.track is None else self.track.map(lambda part: part.to(device))
-        return replace(self, ids=self.ids.to(device), attended=self.attended.to(device), track=track)
-
-
-@dataclass(frozen=True)
-class _LiveRule:
-    """A rule with its tensors on the layer's device; `mask` (n,) are the features that make a token hot."""
-
-    rule: Rule
-    encoder: SlimEncoder
-    decoder: Tensor
-    gate: Gate
-    mask: Tensor
-
-    @classmethod
-    def of(cls, rule: Rule, device: torch.device) -> _LiveRule:
-        mask = rule.gate.clamped(len(rule.selected))
-        return cls(
-            rule, rule.encoder.to(device), rule.decoder[mask].to(device), _gate_to(rule.gate, device), mask.to(device)
-        )
-
-    @property
-    def clamps(self) -> bool:
-        return self.rule.action != "monitor"
-
-    def read(self, hidden: Tensor, a: Tensor, masks: TokenMasks, past: RuleTrack | None) -> RuleTrack:
-        """Gate state, statistic and decision after each token of this pass."""
-        batch = len(hidden)
-        state = self.gate.accumulator.start(batch) if past is None else past.states[:, -1]
-        already = hidden.new_zeros(batch, dtype=torch.bool) if past is None else past.triggered[:, -1]
-        states, statistics = self.gate.read(state.to(hidden.device), hidden.detach(), a > 0, masks)
-        return RuleTrack(states, statistics, self.gate.decide(statistics, self.rule.threshold, already))
-
-    def hot(self, a: Tensor, masks: TokenMasks) -> Tensor:
-        """Hot tokens (batch, tokens)."""
-        return (a[..., self.mask] > 0).any(dim=-1) & self.gate.eligible(masks)
-
-    def delta(self, a: Tensor) -> Tensor:
-        """The clamp's change (batch, tokens, d_model) for activations (batch, tokens, n)."""
-        return self.rule.clamp.delta(a[..., self.mask], self.decoder)
 
 
 @contextmanager
@@ -283,11 +286,3 @@ def attach(guardrail: Guardrail, model: nn.Module, tokenizer: Any, *, normalise:
         if guardrail.hook_out != guardrail.hook:
             stack.enter_context(at(port_at(model, replace(guardrail.point, hook=guardrail.hook_out)), guard.write))
         yield guard
-
-
-def _gate_to(gate: Gate, device: torch.device) -> Gate:
-    scorer = gate.scorer
-    if isinstance(scorer, Density):
-        return gate
-    moved = type(scorer)(scorer.weights.to(device), scorer.bias)
-    return Gate(moved, gate.accumulator, gate.moment, gate.counts, gate.latch)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saeguard.choices import Action
+from saeguard.choices import Action, Reach
 from saeguard.clamp import Clamp
 from saeguard.gate import Gate
 from saeguard.sae.slim import SlimEncoder
@@ -27,7 +27,18 @@ class Rule:
     threshold: float
     clamp: Clamp
     action: Action = "clamp"
+    reach: Reach = "all"
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def clamps(self) -> bool:
+        """Whether a trigger changes anything."""
+        return self.action != "monitor"
+
+    @property
+    def reaches_back(self) -> bool:
+        """Whether hot tokens in front of a trigger are clamped too; a trigger that does not last reaches nothing."""
+        return self.reach == "all" and self.gate.latch and self.clamps
 
     @property
     def features(self) -> tuple[int, ...]:

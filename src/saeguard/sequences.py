@@ -21,31 +21,31 @@ from saeguard.errors import AttachError
 from saeguard.gate import NOTHING_READ
 
 TRACKS = "_saeguard_tracks"
+UNSAID = -1
 
 
 @dataclass(frozen=True)
 class RuleTrack:
-    """One rule's record: gate state (batch, tokens, s), statistic and triggered (batch, tokens) after each token."""
+    """One rule's record: gate state (batch, tokens, s), statistic and triggered (batch, tokens) after each token, and
+    `clamped` (batch, tokens): whether the cache holds the token as the rule's clamp leaves it, were it hot."""
 
     states: Tensor
     statistics: Tensor
     triggered: Tensor
+    clamped: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> RuleTrack:
         """The same change of rows or tokens on every part."""
         return RuleTrack(*(change(part) for part in vars(self).values()))
 
-    def followed_by(self, other: RuleTrack) -> RuleTrack:
-        """This record and then the other, along the tokens."""
-        return RuleTrack(
-            *(torch.cat(pair, dim=1) for pair in zip(vars(self).values(), vars(other).values(), strict=True))
-        )
-
 
 @dataclass(frozen=True)
 class Track:
-    """A batch's record: `attended` (batch, tokens), `active` (batch, tokens, n) at valid tokens, and each rule's."""
+    """A batch's record: `ids`, `positions` (`UNSAID` where the model was given none) and `attended` (batch, tokens),
+    `active` (batch, tokens, n) at valid tokens, and each rule's."""
 
+    ids: Tensor
+    positions: Tensor
     attended: Tensor
     active: Tensor
     rules: tuple[RuleTrack, ...]
@@ -62,7 +62,8 @@ class Track:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Track:
         """The same change of rows or tokens on every part."""
-        return Track(change(self.attended), change(self.active), tuple(rule.map(change) for rule in self.rules))
+        ids, positions, attended, active = (change(part) for part in self._parts())
+        return Track(ids, positions, attended, active, tuple(rule.map(change) for rule in self.rules))
 
     def first(self, tokens: int) -> Track:
         """The record of the first `tokens` positions."""
@@ -79,26 +80,44 @@ class Track:
                 pad(rule.states, (0, 0, gap, 0)),
                 pad(rule.statistics, (gap, 0), value=NOTHING_READ),
                 pad(rule.triggered, (gap, 0)),
+                pad(rule.clamped, (gap, 0)),
             )
             for rule in self.rules
         )
-        return Track(pad(self.attended, (gap, 0)), pad(self.active, (0, 0, gap, 0)), tuple(rules))
+        ids, positions, attended = (pad(part, (gap, 0)) for part in (self.ids, self.positions, self.attended))
+        return Track(ids, positions, attended, pad(self.active, (0, 0, gap, 0)), tuple(rules))
 
     def beside(self, other: Track) -> Track:
         """The rows of this record and then those of the other, of the same length."""
-        rules = (
-            RuleTrack(*(torch.cat(pair) for pair in zip(vars(mine).values(), vars(theirs).values(), strict=True)))
-            for mine, theirs in zip(self.rules, other.rules, strict=True)
-        )
-        return Track(torch.cat([self.attended, other.attended]), torch.cat([self.active, other.active]), tuple(rules))
+        return self._joined(other, dim=0)
 
     def followed_by(self, other: Track) -> Track:
         """This record and then the other, along the tokens."""
-        return Track(
-            torch.cat([self.attended, other.attended], dim=1),
-            torch.cat([self.active, other.active], dim=1),
-            tuple(mine.followed_by(theirs) for mine, theirs in zip(self.rules, other.rules, strict=True)),
+        return self._joined(other, dim=1)
+
+    def with_rows(self, rows: Tensor, other: Track) -> Track:
+        """This record with those of another, of the same length, in the place of `rows` (k,)."""
+        index = torch.arange(len(self.ids), device=rows.device).index_copy(
+            0, rows, len(self.ids) + torch.arange(len(rows), device=rows.device)
         )
+        return self.beside(other).map(lambda part: part[index.to(part.device)])
+
+    @property
+    def clamped(self) -> Tensor:
+        """Which rules (batch, tokens, rules) clamp a token if it is hot."""
+        return torch.stack([rule.clamped for rule in self.rules], dim=-1)
+
+    def _joined(self, other: Track, dim: int) -> Track:
+        pairs = zip(self._parts(), other._parts(), strict=True)
+        ids, positions, attended, active = (torch.cat(pair, dim=dim) for pair in pairs)
+        rules = (
+            RuleTrack(*(torch.cat(pair, dim=dim) for pair in zip(vars(a).values(), vars(b).values(), strict=True)))
+            for a, b in zip(self.rules, other.rules, strict=True)
+        )
+        return Track(ids, positions, attended, active, tuple(rules))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.ids, self.positions, self.attended, self.active
 
 
 class FollowedCache:
@@ -149,6 +168,13 @@ def remember(cache: Cache, key: str, track: Track) -> dict[str, Track]:
     tracks: dict[str, Track] = getattr(cache, TRACKS)
     tracks[key] = track
     return tracks
+
+
+def remember_rows(cache: Cache, rows: Tensor, other: Cache) -> None:
+    """Put the tracks on another cache, of equal length, in the place of `rows` (k,) of those on this one."""
+    tracks: dict[str, Track] = getattr(cache, TRACKS, {})
+    found: dict[str, Track] = getattr(other, TRACKS, {})
+    tracks.update({key: tracks[key].with_rows(rows, track) for key, track in found.items()})
 
 
 def recall(cache: Cache | None, key: str, batch: int) -> Track | None:

@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saeguard.attacks import weights
+from saeguard.attacks import steering, weights
 from saeguard.attacks.attack import CLEAN, NO_QUESTION, Attack
 from saeguard.attacks.catalogue import FAMILY_OF
 from saeguard.attacks.config import AttackConfig
 from saeguard.attacks.reading import AnswerProbe, Lens, at_layer, layers_behind
 from saeguard.attacks.success import Blocked, Pair, Records, outcome
-from saeguard.attacks.task import Attacked, AttackedItem, attacked
+from saeguard.attacks.task import GROUPS, Attacked, AttackedItem, attacked
 from saeguard.errors import EvaluationError
 from saeguard.evaluation.harness import Settings, TaskRun, evaluate
 from saeguard.evaluation.sources import QuestionSet
@@ -99,7 +99,9 @@ class Campaign:
 
     def _attack(self, attack: Attack) -> None:
         model, tokenizer = self.subjects[0].loader.loaded
-        items = attacked(attack, self._chosen(attack.tokens), self.config.seed)
+        share = not any(subject.whole_prompts for subject in self.subjects)
+        chosen = self._chosen(attack.tokens, attack.shared if share else 0)
+        items = attacked(attack, chosen, self.config.seed, share=share)
         room = getattr(text_config(model), "max_position_embeddings", None)
         longest = max(len(item.prompt.ids(tokenizer)) for item in items) + CLEAN_TOKENS
         if room is not None and longest > room:
@@ -108,9 +110,11 @@ class Campaign:
         (run,) = self._evaluate(Attacked(attack.name, tuple(items)), self.subjects)
         self._add(attack.name, attack.family, attack.says, self._pairs(run))
 
-    def _chosen(self, tokens: int) -> list[QuestionItem]:
-        """The items that an attack of so many tokens is tried on, within the budget."""
-        most = max(1, self.config.budget // (tokens + CLEAN_TOKENS))
+    def _chosen(self, tokens: int, shared: int = 0) -> list[QuestionItem]:
+        """The items that an attack of so many tokens is tried on, within the budget: `shared` ones are read once a
+        group."""
+        alone = self.config.budget // (tokens + CLEAN_TOKENS)
+        most = max(1, alone, (self.config.budget - GROUPS * shared) // (tokens - shared + CLEAN_TOKENS))
         domains = len({item.domain for item in self._off_topic}) or 1
         each = min(self.config.others, max(1, most // domains))
         return [*_first(self._topic, most), *limited(self._off_topic, each)]  # type: ignore[list-item]
@@ -124,6 +128,10 @@ class Campaign:
                       pairs.items())  # fmt: skip
         elif name.startswith("quantised"):
             self._quantised(name, int(name.removeprefix("quantised-")))
+        elif name != "lens" and not self._training():
+            self.leave_out(name, FAMILY_OF[name], "it needs questions that are not attacked: --split test")
+        elif FAMILY_OF[name] == "activations":
+            self._steered(name)
         else:
             self._reading(name)
 
@@ -137,6 +145,16 @@ class Campaign:
             (run,) = self._evaluate(Attacked(name, items), pair)
             says = f"weights rounded to {bits} bits, the guardrail as calibrated and its check overridden"
             self._add(name, "weights", says, self._pairs(run), note=refused or "the guardrail did not refuse")
+
+    def _steered(self, name: str) -> None:
+        items = tuple(attacked(CLEAN, self._chosen(0), self.config.seed))
+        training = [item for item in self._training() if item.role == "topic"]
+        for subject in self._guarded():
+            assert subject.guardrail is not None
+            kept = self.work / "steering"
+            other = steering.steered(name, subject, subject.guardrail, training, self.config.steering_steps, kept)
+            (run,) = self._evaluate(Attacked(name, items), [self.subjects[0], other])
+            self._add(name, "activations", steering.SAYS[name], self._pairs(run))
 
     def _reading(self, name: str) -> None:
         items = tuple(self._chosen(0))

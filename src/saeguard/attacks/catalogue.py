@@ -10,6 +10,7 @@ from saeguard.attacks.attack import Attack
 from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
 from saeguard.attacks.relearning import FAMILY, RELEARNING
+from saeguard.attacks.steering import SAYS
 from saeguard.attacks.suffix import Bounds
 from saeguard.errors import UsageError
 from saeguard.evaluation.endpoint import ChatEndpoint
@@ -17,12 +18,13 @@ from saeguard.evaluation.subject import Loader
 from saeguard.guardrail import Guardrail
 
 ALL = "all"
-WHITE_BOX = ("hook-removed", "quantised-8", "quantised-4", "lens", "probe")
-"""Attacks on a guardrail that are no change of prompts; relearning is none either, and is of checkpoints too."""
-FAMILY_OF = {
-    **dict(zip(WHITE_BOX, ("weights", "weights", "weights", "reading", "reading"), strict=True)),
-    **dict.fromkeys(RELEARNING, FAMILY),
+WHITE_BOX = {
+    **dict.fromkeys(("hook-removed", "quantised-8", "quantised-4"), "weights"),
+    **dict.fromkeys(SAYS, "activations"),
+    **dict.fromkeys(("lens", "probe"), "reading"),
 }
+"""Attacks on a guardrail that are no change of prompts; relearning is none either, and is of checkpoints too."""
+FAMILY_OF = {**WHITE_BOX, **dict.fromkeys(RELEARNING, FAMILY)}
 
 
 def prompt_attacks(

@@ -20,6 +20,7 @@ FAMILIES = {
     "shots": "after answered examples",
     "suffix": "white box: free tokens searched against the gate",
     "weights": "white box: the hook removed, the weights rounded to 8 and 4 bits",
+    "activations": "white box: the residual stream changed in front of the guard or behind it",
     "reading": "white box: logit lens and linear probe behind the guard",
     "relearning": "white box: the model trained further on the topic's text, its neighbours' or other text",
 }
@@ -52,5 +53,6 @@ class AttackConfig:
     refit: tuple[Refit, ...] = option(
         (), "relearning: also ask after `refit` on the trained model, of the threshold alone or of the whole guardrail"
     )
+    steering_steps: int = option(40, "activations: steps of the search for a vector")
     keep_text: bool = option(False, "keep prompts and answers in the result")
     seed: int = option(0, "seed of everything random")

@@ -28,6 +28,7 @@ from saeguard.evaluation.subject import Opened
 from saeguard.evaluation.task import Item, Record, Task
 from saeguard.evaluation.tasks.multiple_choice import QuestionItem
 from saeguard.model import input_device, residual_streams, unembed
+from saeguard.passes import only_the_last
 from saeguard.windows import pad_rows, text_ids
 
 BATCH = 4
@@ -55,16 +56,23 @@ class _Seen:
         return self.streams[layer][1:].float().mean(dim=0).cpu()
 
 
-def _see(it: Opened, items: Sequence[QuestionItem], layers: Sequence[int]) -> list[list[_Seen]]:
-    """Read every question of a batch with each of its options."""
+def with_options(tokenizer: Any, items: Sequence[QuestionItem]) -> tuple[list[list[int]], list[int]]:
+    """Token ids of every question with each of its options, and where in them the option begins."""
     rows, starts = [], []
     for item in items:
-        prompt = quiz(item.question.text).ids(it.tokenizer)
+        prompt = quiz(item.question.text).ids(tokenizer)
         for choice in item.question.choices:
-            rows.append([*prompt, *text_ids(it.tokenizer, f" {choice}")])
+            rows.append([*prompt, *text_ids(tokenizer, f" {choice}")])
             starts.append(len(prompt))
+    return rows, starts
+
+
+def _see(it: Opened, items: Sequence[QuestionItem], layers: Sequence[int]) -> list[list[_Seen]]:
+    """Read every question of a batch with each of its options."""
+    rows, starts = with_options(it.tokenizer, items)
     ids, mask = (part.to(input_device(it.model)) for part in pad_rows(rows))
-    streams = residual_streams(it.model, layers, ids, mask)
+    with only_the_last():
+        streams = residual_streams(it.model, layers, ids, mask)
     seen = iter(
         _Seen(tuple(row[start:]), {layer: stream[i, start - 1 : len(row)] for layer, stream in streams.items()})
         for i, (row, start) in enumerate(zip(rows, starts, strict=True))

@@ -121,6 +121,12 @@ BASELINES: dict[str, Baseline] = {
             "guarded", settings.Conditional, {"n": (10, 20), "strength": (0.25, 0.5, 1.0, 2.0)},
         ),
         Baseline(
+            "conditional-refuse", "the same, and a feature that stands for refusal is raised at those tokens "
+            "(the refusal clamp of Khoriaty et al.)",
+            "refusal_clamp", settings.ConditionalRefuse,
+            {"n": (10, 20), "strength": (0.5, 2.0), "boost": (0.5, 2.0)},
+        ),
+        Baseline(
             "prompt-refuse", "a classifier of the prompt's text decides, the answer is a refusal",
             "prompted", settings.Prompted, {"regularisation": (0.1, 1.0, 10.0, 100.0), "alpha": (0.05, 0.1)},
             needs=frozenset({"retain"}),

@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from saeguard import fit
     from saeguard.cli.given import given_features
     from saeguard.cli.loading import load
+    from saeguard.report.overlap import overlaps
     from saeguard.report.terminal import print_report
 
     config = fit_config(args)
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     folder = guardrail.save_pretrained(args.out)
     if args.json:
-        emit(_summary(str(folder), guardrail))
+        emit(_summary(str(folder), guardrail) | {"overlaps": overlaps(guardrail.rule)})
         return
     print_report(guardrail, console())
     console().print(f"\nSaved to {folder}. Next: saeguard inspect {folder} --page page.html")

@@ -74,8 +74,8 @@ def print_card(card: Mapping[str, Any], console: Console) -> None:
     _print_rows(BLOCKED_HEAD, [(cells, "") for cells in blocked_rows(card)], console)
     for family in families(card):
         console.print(Text(f"\n{family.name}: {family.says} ({family.subject})", style="bold"))
-        rows = [(row.cells[:7], "yellow" if row.strong else "") for row in family.rows]
-        _print_rows(HEAD[:7], rows, console)
+        rows = [(row.cells[:8], "yellow" if row.strong else "") for row in family.rows]
+        _print_rows(HEAD[:8], rows, console)
     for names, why in left_out(card):
         console.print(Text(f"Not made: {names}: {why}"))
     console.print(Text("\nWhat cannot be held", style="bold"))

@@ -30,7 +30,9 @@ def limits(rule: Rule) -> list[str]:
         )
     if rule.action == "monitor":
         says.append("It blocks nothing: it only records that a sequence has triggered.")
-    if rule.gate.moment == "running" and rule.action == "clamp":
+    if rule.action == "clamp" and rule.reaches_back:
+        says.append("What it has said before the trigger stays said.")
+    elif rule.action == "clamp" and rule.gate.moment == "running":
         says.append("Tokens that come before the trigger stay as they are.")
     if rule.gate.latch and rule.action != "monitor":
         says.append("Once triggered, a sequence stays so to its end, also where the talk turns to something else.")

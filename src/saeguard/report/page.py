@@ -13,6 +13,7 @@ from saeguard.guardrail import Guardrail
 from saeguard.report import plots
 from saeguard.report.formatting import lines, number, percent, visible
 from saeguard.report.limits import limits
+from saeguard.report.overlap import overlaps
 from saeguard.report.template import filled, written
 from saeguard.report.view import UNMEASURED, Share, alpha, chosen_summary, facts, feature_rows, gate_rows, model_name
 from saeguard.rule import Rule
@@ -57,6 +58,7 @@ def _rule_context(guardrail: Guardrail, rule: Rule, scope: str) -> dict[str, Any
         "explained": any(row.explanation for row in features),
         "contamination": _contamination_context(rule),
         "other_way": rule.evidence.get("threshold_other_way"),
+        "overlaps": overlaps(rule),
         "limits": limits(rule),
         "plots": {name: Markup(plots.scoped(svg, scope)) for name, svg in _plots(rule).items()},
     }

@@ -10,6 +10,7 @@ from rich.text import Text
 from saeguard.guardrail import Guardrail
 from saeguard.report.formatting import number, percent, visible
 from saeguard.report.limits import limits
+from saeguard.report.overlap import overlaps
 from saeguard.report.view import UNMEASURED, FeatureRow, GateRow, alpha, facts, feature_rows, gate_rows, model_name
 from saeguard.rule import Rule
 
@@ -25,6 +26,7 @@ def print_report(guardrail: Guardrail, console: Console) -> None:
         gates = gate_rows(rule)
         if gates and gates[0].chosen:
             _print_rates(gates[0], alpha(rule), console)
+            _print_overlaps(rule, console)
             _print_lengths(gates[0], console)
         if gates:
             _print_gates(gates, str(rule.evidence.get("why_this_gate", "")), console)
@@ -56,6 +58,14 @@ def _print_rates(gate: GateRow, level: float | None, console: Console) -> None:
         cells = (share.name, role, str(share.hits), str(share.n), share.percent, share.interval)
         table.add_row(*map(Text, cells), style=style)
     console.print(table)
+
+
+def _print_overlaps(rule: Rule, console: Console) -> None:
+    said = overlaps(rule)
+    if said:
+        _heading("Where topic and retain text overlap", console)
+    for sentence in said:
+        console.print(Padding(Text(f"! {sentence}", style="yellow"), (0, 0, 0, 2)))
 
 
 def _print_lengths(gate: GateRow, console: Console) -> None:

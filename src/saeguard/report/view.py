@@ -208,7 +208,8 @@ def facts(guardrail: Guardrail, rule: Rule) -> list[tuple[str, str]]:
         ("Gate", describe_gate(rule.gate)),
         ("Threshold", f"{number(rule.threshold)}{describe_method(rule)}"),
         ("Action", ACTIONS[rule.action]),
-        ("Clamp", f"{clamp.kind}, c = {number(clamp.c)} ({number(clamp.strength)} times the median residual norm)"),
+        ("Clamp", f"{clamp.kind}, c = {number(clamp.c)} ({number(clamp.strength)} times the median residual norm)"
+                  f"{', from the first token of a triggered sequence on' if rule.reaches_back else ''}"),
     ]  # fmt: skip
     if rule.encoder.k is not None or rule.evidence.get("topk"):
         rows.append(("TopK", _describe_topk(rule)))

@@ -127,7 +127,7 @@ def _token_readings(place: _Place, record: RuleTrack, active: Tensor) -> list[To
 def _reading(place: _Place, verdict: Verdict, track: Track, index: int, widths: Sequence[int]) -> Reading:
     active = torch.split(track.active[0], list(widths), dim=1)[index]
     hot = (active & place.rule.gate.clamped(widths[index]).to(active.device)).any(dim=1)
-    clamped = hot & track.rules[index].triggered[0] if place.rule.action != "monitor" else torch.zeros_like(hot)
+    clamped = hot & track.rules[index].clamped[0]
     verdict = replace(verdict, rule=verdict.rule.removeprefix(f"{place.id}/"))
     return Reading(place.id, place.rule.action, verdict, int(track.attended.sum()), int(hot.sum()), int(clamped.sum()))
 

@@ -77,7 +77,7 @@ class GraphGuard(LayerGuard):
         for memory in self.memories.values():
             a = memory.encoder(stream)
             triggered = _read(memory, stream, a, masks, (slot, offset, position, target))
-            if memory.clamps:
+            if memory.rule.clamps:
                 clamped = memory.hot((a > 0)[None], masks)[0] & triggered & owned
                 change = change + torch.where(clamped[:, None], memory.delta(a), 0.0)
                 where = where | clamped
@@ -111,7 +111,7 @@ def _rows(spans: Sequence[Span]) -> Tensor:
 
 
 def _read(memory: RuleMemory, stream: Tensor, a: Tensor, masks: TokenMasks, rows: Parts) -> Tensor:
-    """Advance the memory by all rows; which of them (tokens,) are of a sequence that is triggered by then."""
+    """Advance the memory by all rows; which of them (tokens,) are clamped if they are hot."""
     slot, offset, position, target = rows
     gate, active = memory.gate, (a > 0)[None]
     scores = gate.scorer.scores(stream[None], active & gate.eligible(masks)[..., None])[0]
@@ -125,7 +125,7 @@ def _read(memory: RuleMemory, stream: Tensor, a: Tensor, masks: TokenMasks, rows
     memory.statistic.scatter_reduce_(0, slot, statistics, "amax")
     memory.first.scatter_reduce_(0, slot, torch.where(over, position, NEVER), "amin")
     memory.counts.index_add_(0, slot, (active & masks.valid[..., None])[0].long())
-    return triggered
+    return memory.triggered[slot] if memory.rule.reaches_back else triggered
 
 
 def advance(

@@ -2,7 +2,8 @@
 
 The decisions are those of `gate` and `clamp`; here is only which rows they are asked about. Requests that have
 equally many tokens in a step are read together, so all that are generating take one call. Since a running gate is
-causal, it does not matter how a prompt was cut into chunks.
+causal, its decisions do not depend on how a prompt was cut into chunks. A rule that reaches back does so to the first
+token of the chunk that triggers: what was read before cannot be read again here.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class LayerGuard:
             for memory in self.memories.values():
                 a = memory.encoder(hidden)
                 clamped = _read(memory, hidden, a, group)
-                if memory.clamps and bool(clamped.any()):
+                if memory.rule.clamps and bool(clamped.any()):
                     if changed is None:
                         changed = stream.float(), torch.zeros(len(stream), dtype=torch.bool, device=stream.device)
                     changed[0][group.rows] += torch.where(clamped[..., None], memory.delta(a), 0.0)
@@ -98,7 +99,7 @@ class LayerGuard:
 
 
 def _read(memory: RuleMemory, hidden: Tensor, a: Tensor, group: Group) -> Tensor:
-    """Advance the memory by a group's tokens; which of them (batch, tokens) are hot in a triggered sequence."""
+    """Advance the memory by a group's tokens; which of them (batch, tokens) are to be clamped."""
     slots, active = group.slots, a > 0
     state, statistics = memory.gate.read(memory.state[slots], hidden, active, group.masks)
     triggered = memory.gate.decide(statistics, memory.rule.threshold, memory.triggered[slots])
@@ -107,4 +108,6 @@ def _read(memory: RuleMemory, hidden: Tensor, a: Tensor, group: Group) -> Tensor
     memory.counts[slots] += (active & group.masks.valid[..., None]).sum(dim=1)
     here = torch.where(triggered.any(dim=1), group.positions + triggered.int().argmax(dim=1), NEVER)
     memory.first[slots] = memory.first[slots].minimum(here)
+    if memory.rule.reaches_back:
+        triggered = memory.triggered[slots, None]
     return memory.hot(active, group.masks) & triggered

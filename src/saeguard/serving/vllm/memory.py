@@ -51,11 +51,6 @@ class RuleMemory:
             counts=torch.zeros(room, len(rule.selected), dtype=torch.int64, device=device),
         )  # fmt: skip
 
-    @property
-    def clamps(self) -> bool:
-        """Whether a trigger changes the residual stream."""
-        return self.rule.action != "monitor"
-
     def forget(self, slots: Tensor) -> None:
         """Make some slots (k,) as if nothing had been read."""
         self.state[slots] = self.gate.accumulator.start(1).to(self.state.device)

@@ -1,0 +1,188 @@
+"""The residual stream, white box: the guard is left on, and the stream is changed around it.
+
+    direction-removed  behind the clamp, the component along the direction in which the clamp moves the stream is set to
+                       its mean without the guard (directional ablation, Arditi et al. 2024, arXiv 2406.11717, with that
+                       mean in place of zero)
+    error-steered      in front of the guard, one vector is added at every token. It is at right angles to all that the
+                       guard reads, so that triggers and clamp stay as they are and it passes in what the SAE's
+                       reconstruction leaves out (arXiv 2606.18322)
+
+Both are found on other questions on the topic, never on those that are attacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saeguard.artifact import fingerprint
+from saeguard.attacks.reading import with_options
+from saeguard.evaluation.provenance import items_fingerprint
+from saeguard.evaluation.subject import Subject
+from saeguard.evaluation.tasks.multiple_choice import QuestionItem
+from saeguard.gate import Probe
+from saeguard.guardrail import Guardrail
+from saeguard.hooks import at
+from saeguard.model import capture, input_device, port_at
+from saeguard.passes import only_the_last
+from saeguard.progress import progress
+from saeguard.verdicts import Watch
+from saeguard.windows import pad_rows
+
+BATCH = 4
+"""Questions read at once, each with all its options."""
+LEARNING_RATE = 0.005
+"""Of Adam, in units of the median norm of the residual stream."""
+SAYS = {
+    "direction-removed": "behind the guard, what the clamp adds along its mean direction is taken out again",
+    "error-steered": "one vector added in front of the guard at right angles to what it reads, trained on other "
+    "questions to bring the answers back",
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Questions with each of their options: ids and mask (rows, tokens), which tokens are of the option, and for each
+    question the place of the right one."""
+
+    ids: Tensor
+    mask: Tensor
+    option: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, tokenizer: Any, items: Sequence[QuestionItem], device: torch.device) -> Rows:
+        """Rows of questions that have equally many options."""
+        rows, starts = with_options(tokenizer, items)
+        ids, mask = pad_rows(rows)
+        place = torch.arange(ids.shape[1])
+        option = (place >= torch.tensor(starts)[:, None]) & mask.bool()
+        right = torch.tensor([item.question.answer for item in items])
+        return cls(*(part.to(device) for part in (ids, mask, option, right)))
+
+
+def steered(
+    name: str, subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem], steps: int, kept: Path
+) -> Subject:
+    """The subject under this attack, which is found on `items`; what took long to find is in the folder `kept`."""
+    if name == "direction-removed":
+        change, identity = _without_direction(subject, guardrail, items)
+        return replace(subject, attach=_behind(guardrail, change), identity={**subject.identity, "steered": identity})
+    vector = _found(subject, guardrail, items, steps, kept)
+    attach = _in_front(guardrail, lambda values: values + vector.to(values))
+    return replace(subject, attach=attach, identity={**subject.identity, "steered": _digest(vector)})
+
+
+def _behind(guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Any:
+    @contextmanager
+    def attach(model: Any, tokenizer: Any) -> Iterator[Watch]:
+        with guardrail.attach(model, tokenizer) as guard, at(_port_behind(model, guardrail), change):
+            yield guard
+
+    return attach
+
+
+def _in_front(guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Any:
+    @contextmanager
+    def attach(model: Any, tokenizer: Any) -> Iterator[Watch]:
+        with at(port_at(model, guardrail.point), change), guardrail.attach(model, tokenizer) as guard:
+            yield guard
+
+    return attach
+
+
+def _port_behind(model: Any, guardrail: Guardrail) -> Any:
+    return port_at(model, replace(guardrail.point, hook=guardrail.hook_out))
+
+
+def _without_direction(
+    subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem]
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """The change that sets the component along the clamp's direction to its mean without the guard."""
+    model, tokenizer = subject.loader.loaded
+    point = replace(guardrail.point, hook=guardrail.hook_out)
+    moved, plain = [], []
+    for start in range(0, len(items), BATCH):
+        rows = Rows.of(tokenizer, items[start : start + BATCH], input_device(model))
+        without = capture(model, [point], rows.ids, rows.mask)[point]
+        with guardrail.attach(model, tokenizer), only_the_last():
+            guarded = capture(model, [point], rows.ids, rows.mask)[point]
+        there = (guarded != without).any(dim=-1)
+        moved.append((guarded - without)[there].float())
+        plain.append(without[rows.mask.bool()].float())
+    direction = torch.nn.functional.normalize(torch.cat(moved).sum(dim=0), dim=0)
+    level = (torch.cat(plain) @ direction).mean()
+
+    def change(values: Tensor) -> Tensor:
+        along = values.float() @ direction.to(values.device)
+        back = (level.to(values.device) - along)[..., None] * direction.to(values.device)
+        return (values.float() + back).to(values.dtype)
+
+    return change, _digest(direction * level)
+
+
+def _found(subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem], steps: int, kept: Path) -> Tensor:
+    """The vector (d_model,), from the file that an earlier search has left if there is one."""
+    parts = [fingerprint(guardrail.rules), dict(subject.identity), items_fingerprint(items), steps]
+    path = kept / f"error-steered-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
+    path = path.with_suffix(".safetensors")
+    if not path.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        vector = _search(subject, guardrail, items, steps)
+        save_file({"vector": vector}, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return load_file(path)["vector"]
+
+
+def _search(subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem], steps: int) -> Tensor:
+    """Least cross-entropy of the right option, over the options' mean log-probabilities, by Adam."""
+    model, tokenizer = subject.loader.loaded
+    device = input_device(model)
+    read = _read_by(guardrail).to(device)
+    scale = max(float(rule.evidence.get("median_residual_norm") or 1.0) for rule in guardrail.rules)
+    vector = torch.zeros(len(read), device=device, requires_grad=True)
+    optimiser = torch.optim.Adam([vector], lr=LEARNING_RATE * scale)
+
+    def unread() -> Tensor:
+        return vector - read @ (read.T @ vector)
+
+    batches = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
+    attach = _in_front(guardrail, lambda values: values + unread().to(values.dtype))
+    with progress("steering", steps, unit="steps", show=True) as advance, attach(model, tokenizer), only_the_last():
+        for step in range(steps):
+            rows = Rows.of(tokenizer, batches[step % len(batches)], device)
+            (vector.grad,) = torch.autograd.grad(_loss(model, rows), vector)
+            optimiser.step()
+            advance(1)
+    return unread().detach().cpu()
+
+
+def _read_by(guardrail: Guardrail) -> Tensor:
+    """An orthonormal basis (d_model, k) of the directions that the guard reads: features and probes."""
+    columns = [rule.encoder.columns.float() for rule in guardrail.rules]
+    columns += [
+        rule.gate.scorer.weights.float()[:, None] for rule in guardrail.rules if isinstance(rule.gate.scorer, Probe)
+    ]
+    basis: Tensor = torch.linalg.qr(torch.cat([part.cpu() for part in columns], dim=1)).Q
+    return basis
+
+
+def _loss(model: Any, rows: Rows) -> Tensor:
+    logits = model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False).logits[:, :-1].float()
+    of_next = logits.log_softmax(dim=-1).gather(2, rows.ids[:, 1:, None])[..., 0]
+    option = rows.option[:, 1:]
+    scores = (of_next * option).sum(dim=1) / option.sum(dim=1)
+    return torch.nn.functional.cross_entropy(scores.view(len(rows.right), -1), rows.right)
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,58 @@
+"""A rule at work: its tensors on the layer's device, and what it does to one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saeguard.gate import Density, Gate
+from saeguard.rule import Rule
+from saeguard.sae.slim import SlimEncoder
+from saeguard.sequences import RuleTrack
+from saeguard.tokens import TokenMasks
+
+
+@dataclass(frozen=True)
+class LiveRule:
+    """A rule with its tensors on the layer's device; `mask` (n,) are the features that make a token hot."""
+
+    rule: Rule
+    encoder: SlimEncoder
+    decoder: Tensor
+    gate: Gate
+    mask: Tensor
+
+    @classmethod
+    def of(cls, rule: Rule, device: torch.device) -> LiveRule:
+        """The rule on a device."""
+        mask = rule.gate.clamped(len(rule.selected))
+        return cls(
+            rule, rule.encoder.to(device), rule.decoder[mask].to(device), _gate_to(rule.gate, device), mask.to(device)
+        )
+
+    def read(self, hidden: Tensor, a: Tensor, masks: TokenMasks, past: RuleTrack | None) -> RuleTrack:
+        """Gate state, statistic and decision after each token of this pass; nothing is clamped yet."""
+        batch = len(hidden)
+        state = self.gate.accumulator.start(batch) if past is None else past.states[:, -1]
+        already = hidden.new_zeros(batch, dtype=torch.bool) if past is None else past.triggered[:, -1]
+        states, statistics = self.gate.read(state.to(hidden.device), hidden.detach(), a > 0, masks)
+        triggered = self.gate.decide(statistics, self.rule.threshold, already)
+        return RuleTrack(states, statistics, triggered, torch.zeros_like(triggered))
+
+    def hot(self, a: Tensor, masks: TokenMasks) -> Tensor:
+        """Hot tokens (batch, tokens)."""
+        return (a[..., self.mask] > 0).any(dim=-1) & self.gate.eligible(masks)
+
+    def delta(self, a: Tensor) -> Tensor:
+        """The clamp's change (batch, tokens, d_model) for activations (batch, tokens, n)."""
+        return self.rule.clamp.delta(a[..., self.mask], self.decoder)
+
+
+def _gate_to(gate: Gate, device: torch.device) -> Gate:
+    scorer = gate.scorer
+    if isinstance(scorer, Density):
+        return gate
+    moved = type(scorer)(scorer.weights.to(device), scorer.bias)
+    return Gate(moved, gate.accumulator, gate.moment, gate.counts, gate.latch)

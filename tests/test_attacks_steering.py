@@ -1,0 +1,98 @@
+"""The residual stream changed around the guard: what that undoes, and that the guard does not see it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import D_MODEL, make_guardrail, make_sae
+from saeguard.attacks import steering
+from saeguard.clamp import Clamp
+from saeguard.evaluation.mcq import Question
+from saeguard.evaluation.subject import Loader, Subject
+from saeguard.evaluation.tasks.multiple_choice import QuestionItem
+from saeguard.gate import Gate, Probe
+from saeguard.guardrail import Guardrail
+from saeguard.model import capture
+from saeguard.passes import only_the_last
+from tiny import prompts
+from topics import passages
+
+LAYER = 1
+ITEMS = [
+    QuestionItem(str(i), "topic", "topic", Question(f"{text}?", tuple(text.split()[:4]), i % 4))
+    for i, text in enumerate(passages("forget", 10, words=8))
+]
+ROWS = prompts(9, 14, 20, seed=5)
+
+
+@pytest.fixture(scope="module", params=["density", "probe"])
+def guardrail(request: pytest.FixtureRequest, llama: Any, tokenizer: Any) -> Guardrail:
+    """Triggers on everything."""
+    gate = Gate(Probe(torch.linspace(-1, 1, D_MODEL), 0.1)) if request.param == "probe" else None
+    options = {} if gate is None else {"gate": gate}
+    clamp = Clamp("dense", c=40.0, strength=8.0)
+    return make_guardrail(llama, tokenizer, make_sae("jumprelu"), LAYER, threshold=-1e9, clamp=clamp, **options)
+
+
+@pytest.fixture(scope="module")
+def subject(llama: Any, tokenizer: Any, guardrail: Guardrail) -> Subject:
+    return Subject.guarded("guarded", Loader(lambda: (llama, tokenizer)), guardrail)
+
+
+def stream(model: Any, guardrail: Guardrail, row: Tensor) -> Tensor:
+    return capture(model, [guardrail.point], row, torch.ones_like(row))[guardrail.point]
+
+
+def test_what_the_clamp_adds_along_its_direction_is_gone(llama, tokenizer, guardrail, subject, tmp_path):
+    attack = steering.steered("direction-removed", subject, guardrail, ITEMS, 1, tmp_path)
+    for row in ROWS:
+        plain = stream(llama, guardrail, row)
+        with guardrail.attach(llama, tokenizer), only_the_last():
+            guarded = stream(llama, guardrail, row)
+        with attack.open() as opened, only_the_last():
+            attacked = stream(opened.model, guardrail, row)
+            assert opened.guard.verdicts[0].triggered
+        hot = (guarded != plain).any(dim=-1)
+        left, clamped = ((values - plain)[hot].norm(dim=-1) for values in (attacked, guarded))
+        assert left.mean() < 0.5 * clamped.mean()
+    assert attack.fingerprint != subject.fingerprint
+
+
+def test_what_is_added_in_front_is_not_seen_by_the_guard_and_brings_answers_nearer(
+    llama, tokenizer, guardrail, subject, tmp_path
+):
+    search = {steps: steering.steered("error-steered", subject, guardrail, ITEMS, steps, tmp_path) for steps in (0, 25)}
+    rows = steering.Rows.of(tokenizer, ITEMS[:4], torch.device("cpu"))
+    losses, verdicts = {}, {}
+    for steps, attack in search.items():
+        with attack.open() as opened, only_the_last(), torch.no_grad():
+            losses[steps] = float(steering._loss(opened.model, rows))
+            verdicts[steps] = opened.guard.verdicts
+    assert losses[25] < losses[0]
+    for one, other in zip(verdicts[0], verdicts[25], strict=True):
+        assert one.statistic == pytest.approx(other.statistic, abs=1e-3)
+        assert one.features == other.features
+
+
+def test_a_vector_that_was_found_is_not_searched_for_again(subject, guardrail, tmp_path, monkeypatch):
+    first = steering.steered("error-steered", subject, guardrail, ITEMS, 2, tmp_path)
+    monkeypatch.setattr(steering, "_search", lambda *_: pytest.fail("searched again"))
+    again = steering.steered("error-steered", subject, guardrail, ITEMS, 2, tmp_path)
+    assert first.fingerprint == again.fingerprint
+    with pytest.raises(pytest.fail.Exception, match="searched again"):
+        steering.steered("error-steered", subject, replace(guardrail, rules=guardrail.rules), ITEMS[1:], 2, tmp_path)
+
+
+def test_the_model_is_left_as_it_was(llama, subject, guardrail, tmp_path):
+    row = ROWS[0]
+    plain = stream(llama, guardrail, row)
+    for name in steering.SAYS:
+        with steering.steered(name, subject, guardrail, ITEMS, 1, tmp_path).open():
+            pass
+        assert torch.equal(stream(llama, guardrail, row), plain)
+    assert all(parameter.grad is None for parameter in llama.parameters())
