@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from saeguard.attacks.finetuning import Course
 
 SAEOf = Callable[[Guardrail], SparseAutoencoder]
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -47,50 +48,67 @@ class Point:
     note: str
     about: Mapping[str, Any]
 
-    def entry(self, subject: str, records: Sequence[Sequence[Record]]) -> dict[str, Any]:
-        """For the card: accuracy by role, of the model and under the guardrail."""
-        names = ("model", "guarded")[: len(records)]
-        return {**self.about, "subject": subject, **{n: accuracy(its) for n, its in zip(names, records, strict=True)}}
-
 
 @dataclass(frozen=True)
 class Relearner:
-    """What a curve is made of. `items` are all questions that are asked, none of which may stand in a lesson."""
+    """What curves are made of: settings, texts, where checkpoints are kept, and a guardrail's SAE (for `refit`)."""
 
     config: AttackConfig
     texts: Sequence[TextSet]
-    items: Sequence[Item]
     work: Path
     sae_of: SAEOf
 
-    def lesson(self, attack: Relearning) -> tuple[Lesson, dict[str, Any]]:
-        """The documents, and what is found to be true of them. Raises `EvaluationError` where they are not as said."""
-        lesson = Lesson.taken(attack.text, self.texts, self.config.documents)
-        return lesson, lesson.checked(self.texts, self.items)
+    @property
+    def epochs(self) -> list[int]:
+        """After how many epochs the questions are asked. Raises `UsageError`."""
+        if not self.config.epochs or min(self.config.epochs) < 1:
+            raise UsageError("--epochs: expected numbers from 1 on")
+        return sorted(set(self.config.epochs))
 
-    def points(self, attack: Relearning, subject: Subject, lesson: Lesson, go_on: Callable[[int], bool]) -> Iterator[Point]:
-        """The curve of one subject, as long as `go_on` says so of the next number of epochs."""
+    def lesson(self, attack: Relearning, items: Sequence[Item]) -> tuple[Lesson, dict[str, Any]]:
+        """The documents, and what is found to be true of them, `items` being the questions that are asked.
+
+        Raises `EvaluationError` where they are not as said.
+        """
+        lesson = Lesson.taken(attack.text, self.texts, self.config.documents)
+        return lesson, lesson.checked(self.texts, items)
+
+    def needs(self, attack: Relearning, subjects: Sequence[Subject], lesson: Lesson) -> str:
+        """What training takes, for people, before it begins. Raises `UsageError` where `refit` will lack texts."""
+        if self.config.refit:
+            for subject in subjects:
+                if subject.guardrail:
+                    fitted_texts(subject.guardrail, self.texts)
+        course = self._course(attack, subjects[0], lesson)
+        return (
+            f"{attack.name}: {len(lesson.texts)} documents as {len(course.windows)} windows, {course.tokens:,} tokens "
+            f"an epoch; for each of {', '.join(subject.name for subject in subjects)} "
+            f"{course.steps(self.epochs[-1]):,} steps, {course.memory} of memory and {course.disk(len(self.epochs))} of "
+            f"disk in {self.work}"
+        )
+
+    def points(self, attack: Relearning, subject: Subject, lesson: Lesson, epochs: int) -> Iterator[Point]:
+        """What is asked of a subject after so many epochs: as it is then, and after each `refit` that is wanted."""
         course = self._course(attack, subject, lesson)
-        for epochs in sorted(set(self.config.epochs)):
-            if not go_on(epochs):
-                return
-            loader = course.after(epochs)
-            model = Subject("unguarded" if subject.guardrail else subject.name, loader)
-            about = {"attack": attack.name, "text": attack.text, "lora": attack.lora, "hooked": attack.hooked,
-                     "epochs": epochs, "refit": None}  # fmt: skip
-            name = f"{attack.name}-epoch-{epochs}"
-            says = f"{epochs} epochs, {attack.says}"
-            if subject.guardrail is None:
-                yield Point(name, says, (model,), "", about)
-                continue
-            note = refusal(subject.guardrail, loader) or "the guardrail did not refuse"
-            yield Point(name, says, (model, forced(subject, subject.guardrail, loader)), note, about)
-            for what in self.config.refit:
-                again, note = self._refitted(subject.guardrail, loader, what, course.stage(epochs))
-                models = (model, Subject.guarded(subject.name, loader, again))
-                its = {**about, "refit": what, "drift": again.evidence["refit"]["drift"], "threshold": again.threshold,
-                       "features_kept": again.evidence["refit"]["features_kept"]}  # fmt: skip
-                yield Point(f"{name}-refit-{what}", f"{says}, then refit: {what}", models, note, its)
+        loader = course.after(epochs)
+        model = Subject(MODEL, loader)
+        about = {
+            "attack": attack.name, "text": attack.text, "lora": attack.lora, "hooked": attack.hooked, "epochs": epochs,
+            "refit": None, "cost": {"steps": course.steps(epochs), "tokens": epochs * course.tokens},
+        }  # fmt: skip
+        name, says = f"{attack.name}-epoch-{epochs}", f"{attack.says}, {epochs} epochs"
+        if subject.guardrail is None:
+            yield Point(name, says, (model,), "", about)
+            return
+        note = refusal(subject.guardrail, loader) or "the guardrail did not refuse"
+        yield Point(name, says, (model, forced(subject, subject.guardrail, loader)), note, about)
+        for what in self.config.refit:
+            again, note = self._refitted(subject.guardrail, loader, what, course.stage(epochs))
+            found = again.evidence["refit"]
+            its = {"refit": what, "drift": found["drift"], "threshold": again.threshold,
+                   "features_kept": found["features_kept"]}  # fmt: skip
+            models = (model, Subject.guarded(subject.name, loader, again))
+            yield Point(f"{name}-refit-{what}", f"{says}, then refit: {what}", models, note, {**about, **its})
 
     def _course(self, attack: Relearning, subject: Subject, lesson: Lesson) -> Course:
         from saeguard.attacks.finetuning import Course
@@ -109,25 +127,21 @@ class Relearner:
 
     def _refitted(self, guardrail: Guardrail, loader: Loader, what: Refit, folder: Path) -> tuple[Guardrail, str]:
         """The guardrail fitted anew on the trained model with the texts it was fitted on, and what had to be forced."""
-        kept = folder / f"{fingerprint(guardrail.rules)[:16]}-{what}"
-        if kept.is_dir():
-            return Guardrail.from_pretrained(kept), ""
         texts = fitted_texts(guardrail, self.texts)
+        forget, retain = texts.get(FORGET), {name: its for name, its in texts.items() if name != FORGET}
         subject = Read(*loader.loaded, self.sae_of(guardrail), guardrail.layer)
         only = None if what == "whole" else what
 
         def run(*, force: bool) -> Guardrail:
             return refit(
-                guardrail, subject, forget=texts.get(FORGET), retain={n: t for n, t in texts.items() if n != FORGET},
-                config=RefitConfig(only, force), work_dir=folder / "shards", show_progress=True,
+                guardrail, subject, forget=forget, retain=retain, config=RefitConfig(only, force),
+                work_dir=folder / "shards", show_progress=True,
             )  # fmt: skip
 
         try:
-            found, note = run(force=False), ""
+            return run(force=False), ""
         except SAEMismatchError as error:
-            found, note = run(force=True), f"refit had to be forced: {error}"
-        found.save_pretrained(kept)
-        return found, note
+            return run(force=True), f"refit had to be forced: {error}"
 
 
 def fitted_texts(guardrail: Guardrail, texts: Sequence[TextSet]) -> dict[str, list[str]]:
@@ -144,7 +158,7 @@ def fitted_texts(guardrail: Guardrail, texts: Sequence[TextSet]) -> dict[str, li
 
 def accuracy(records: Sequence[Record]) -> dict[str, Any]:
     """Share of right answers by role, and how many triggered, where a guardrail looked."""
-    found = {}
+    found: dict[str, Any] = {}
     for role in ROLES:
         its = [record for record in records if record.role == role]
         if its:

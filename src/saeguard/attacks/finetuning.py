@@ -11,11 +11,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +52,26 @@ class Course:
     seed: int = 0
 
     @property
+    def tokens(self) -> int:
+        """Tokens of an epoch."""
+        return sum(len(window.ids) for window in self.windows)
+
+    @property
+    def memory(self) -> str:
+        """What training takes at once, an estimate for people."""
+        return memory.gigabytes(self._needs(self.loader.loaded[0]).bytes)
+
+    def steps(self, epochs: int) -> int:
+        """Steps of so many epochs."""
+        return epochs * -(-len(self.windows) // self.settings.batch)
+
+    def disk(self, stages: int) -> str:
+        """What the checkpoints of so many stages take, for people: their weights, and of one the optimiser's state."""
+        needs = self._needs(self.loader.loaded[0])
+        kept = needs.trained if self.settings.lora_rank else needs.weights
+        return memory.gigabytes(4 * kept * stages + 8 * needs.trained)
+
+    @property
     def folder(self) -> Path:
         """Where its stages lie, named by all that they depend on but their number of epochs."""
         settings = {name: value for name, value in vars(self.settings).items() if name not in ("steps", "check_every")}
@@ -76,7 +95,6 @@ class Course:
         compute, settings = compute_dtype(model), self.settings
         memory.check(self._needs(model), str(model.device))
         start = self._last_before(epochs)
-        steps = epochs * -(-len(self.windows) // settings.batch)
         rows = _Rows(frozenset(window.ids for window in self.windows))
         with ExitStack() as stack:
             trained = copy.deepcopy(model).float()
@@ -85,10 +103,11 @@ class Course:
             torch.manual_seed(self.seed)
             adapted = trainable(trained, None, settings.lora_rank)
             texts = Texts(self.windows, {}, (), {})
+            settings = replace(settings, steps=self.steps(epochs), check_every=CHECK_EVERY)
             found = train(Job(
                 adapted, tokenizer, pad_id_of(tokenizer), rows, no_reference,
-                Pairs(texts, len(self.windows), self.seed), StoppingRule.of(adapted, (), 0.0),
-                replace(settings, steps=steps, check_every=CHECK_EVERY), compute, self.stage(epochs), self.seed, start,
+                Pairs(texts, len(self.windows), self.seed), StoppingRule.of(adapted, (), 0.0), settings, compute,
+                self.stage(epochs), self.seed, start,
             ), show_progress=True)  # fmt: skip
         if start is not None:  # its weights are kept; an optimiser is three times their size, and the next one is there
             (start / OPTIMISER).unlink(missing_ok=True)

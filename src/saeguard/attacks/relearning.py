@@ -116,8 +116,8 @@ class Lesson:
                 name: {"documents": len(its), "corpus": by_name[name].corpus.summary().fingerprint}
                 for name, its in self.documents.items()
             },
-            "documents": len(self.texts), "fingerprint": Corpus.of("lesson", "forget", self.texts).summary().fingerprint,
-            "questions_compared": len(items), "questions_in_it": 0,
+            "documents": len(self.texts), "questions_compared": len(items), "questions_in_it": 0,
+            "fingerprint": Corpus.of("lesson", "forget", self.texts).summary().fingerprint,
         }  # fmt: skip
 
 
