@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.budget < 1:
         raise UsageError(f"--budget {args.budget}: each method needs at least one configuration")
-    methods = _methods(args)
+    methods = methods_of(args)
     work = Path(args.work or Path(args.out).with_suffix(".work"))
     tuning, tasks = _tasks(args)
     trial = _trial(args, methods, work)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         console().print(f"\nResult: {args.out}. Draw it again: saeguard eval --render {args.out} --page page.html")
 
 
-def _methods(args: argparse.Namespace) -> list[Baseline]:
+def methods_of(args: argparse.Namespace) -> list[Baseline]:
     """The methods with the values that are tried. Raises `UsageError`."""
     from dataclasses import fields, replace
 
