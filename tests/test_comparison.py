@@ -163,8 +163,9 @@ def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
         (["--forget", "x"], "go together"),
         (["--model", "m"], "--sae is needed"),
         (["--tofu", "d", "--benchmark", "starter"], "in the place of questions"),
-        (["--set", "steps"], "expected NAME=VALUE"),
+        (["--set", "steps"], r"expected [METHOD.]NAME=VALUE"),
         (["--methods", "static", "--set", "learning-rate=1e-4"], "none of the methods has it"),
+        (["--methods", "static", "--set", "npo.n=3"], "none of the methods has it"),
         (["--methods", "static", "--set", "n=few"], "invalid int value"),
     ],
 )
@@ -174,9 +175,11 @@ def test_wrong_use_is_named(words, message, capsys):
 
 
 def test_values_that_are_set_take_the_place_of_the_grids():
-    args = SimpleNamespace(methods=["npo", "static"], grid="small", set=["learning-rate=1e-4,3e-4", "n=5", "beta=0.5"])
-    npo, static = methods_of(args)
+    args = SimpleNamespace(methods=["npo", "simnpo", "static"], grid="small", set=[])
+    args.set = ["learning-rate=1e-4,3e-4", "n=5", "npo.beta=0.5", "simnpo.learning-rate=1"]
+    npo, simnpo, static = methods_of(args)
     assert npo.grid == {**BASELINES["npo"].grid, "learning_rate": [1e-4, 3e-4], "beta": [0.5]}
+    assert simnpo.grid == {**BASELINES["simnpo"].grid, "learning_rate": [1.0]}
     assert static.grid == {**BASELINES["static"].grid, "n": [5]}
 
 
