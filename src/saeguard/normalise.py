@@ -1,5 +1,7 @@
 """The text behind odd spelling, for detection only: the guard reads it beside the prompt, the model never does.
 
+What is undone:
+
     NFKC                     full-width, circled, mathematical letters and ligatures become plain ones
     invisible characters     zero-width and direction marks (Unicode category Cf) go
     homoglyphs               letters that look like an ASCII one become it (Unicode's table of confusables, by the

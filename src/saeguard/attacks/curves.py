@@ -83,8 +83,8 @@ class Relearner:
         return (
             f"{attack.name}: {len(lesson.texts)} documents as {len(course.windows)} windows, {course.tokens:,} tokens "
             f"an epoch; for each of {', '.join(subject.name for subject in subjects)} "
-            f"{course.steps(self.epochs[-1]):,} steps, {course.memory} of memory and {course.disk(len(self.epochs))} of "
-            f"disk in {self.work}"
+            f"{course.steps(self.epochs[-1]):,} steps, {course.memory} of memory and {course.disk(len(self.epochs))} "
+            f"of disk in {self.work}"
         )
 
     def points(self, attack: Relearning, subject: Subject, lesson: Lesson, epochs: int) -> Iterator[Point]:
