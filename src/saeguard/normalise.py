@@ -1,12 +1,12 @@
 """The text behind odd spelling, for detection only: the guard reads it beside the prompt, the model never does.
 
-    NFKC                     full-width, circled, mathematical letters and ligatures become plain ones
-    invisible characters     zero-width and direction marks (Unicode category Cf) go
-    homoglyphs               letters that look like an ASCII one become it (Unicode's table of confusables, by the
-                             package confusable_homoglyphs)
-    spaced letters           l i k e   t h i s, l-i-k-e t-h-i-s and l i k e t h i s become words
-    encodings                leetspeak, ROT13, Base64, capitals and words broken by a hyphen or a space are read as the
-                             words that they stand for where the model's tokenizer finds them ordinary (deciphering.py)
+NFKC                     full-width, circled, mathematical letters and ligatures become plain ones
+invisible characters     zero-width and direction marks (Unicode category Cf) go
+homoglyphs               letters that look like an ASCII one become it (Unicode's table of confusables, by the
+                         package confusable_homoglyphs)
+spaced letters           l i k e   t h i s, l-i-k-e t-h-i-s and l i k e t h i s become words
+encodings                leetspeak, ROT13, Base64, capitals and words broken by a hyphen or a space are read as the
+                         words that they stand for where the model's tokenizer finds them ordinary (deciphering.py)
 """
 
 from __future__ import annotations
