@@ -40,7 +40,7 @@ from saeguard.evaluation.subject import Loader, Subject
 from saeguard.evaluation.task import Record, split
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice, question_items
 from saeguard.gate import Density, Gate
-from saeguard.report.card_view import floored, strong
+from saeguard.report.card_view import floored, legible, strong
 from tiny import mixed_guardrail, same_verdicts, with_rule
 from topics import passages
 
@@ -371,9 +371,18 @@ class TestSuccess:
         assert found["above_chance"]["value"] == pytest.approx(expected)
         assert floored(found["above_chance"])["value"] == pytest.approx(max(0.0, expected))
 
-    @pytest.mark.parametrize(("low", "coloured"), [(-0.2, False), (0.0, False), (0.01, True)])
-    def test_only_what_lies_above_a_blind_choice_is_coloured(self, low, coloured):
-        assert strong({"above_chance": {"low": low}}) == coloured
+    @pytest.mark.parametrize(
+        ("asked", "hits", "is_legible", "coloured"),
+        [(30, 30, True, True), (30, 8, True, False), (9, 9, False, False), (0, 0, False, False)],
+    )
+    def test_only_what_the_model_reads_and_lies_above_a_blind_choice_is_coloured(
+        self, asked, hits, is_legible, coloured
+    ):
+        right, wrong = ([replace(scored(accuracy, i), scores={**scored(accuracy).scores, "chance": 0.25})
+                         for i in range(30)] for accuracy in (1.0, 0.0))  # fmt: skip
+        attack = Pair.of([*right[:asked], *wrong[asked:]], [*right[:hits], *wrong[hits:]])
+        found = outcome([str(i) for i in range(30)], Pair.of(right, wrong), attack)
+        assert (legible(found), strong(found)) == (is_legible, coloured)
 
     def test_nothing_asked_is_no_figure(self):
         right, wrong = [scored(1.0)], [scored(0.0)]
