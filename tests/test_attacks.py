@@ -97,6 +97,8 @@ class TestSpelling:
         assert spelling.zero_width(text).replace(spelling.ZERO_WIDTH, "").split() == words
         assert ["".join(word.split(" ")) for word in spelling.spaced(text).split("   ")] == (words or [""])
         assert spelling.halved(text).replace("-", "").split() == [w for word in words if (w := word.replace("-", ""))]
+        for spell in (spelling.broken, spelling.spaced_evenly):
+            assert "".join(spell(text).split()) == "".join(words)
         assert spelling.hyphenated(text).split() == ["-".join(word) for word in words]
 
     @given(TEXT)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from saeguard.baselines import settings
 from saeguard.baselines.catalogue import BASELINES, Cost
+from saeguard.cli.compare import methods_of
 from saeguard.cli.main import main
 from saeguard.cli.options import words_of
 from saeguard.errors import EvaluationError
@@ -140,14 +142,17 @@ def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
         rows = [{"question": f"{t}?", "choices": t.split()[:4], "answer": i % 4} for i, t in enumerate(texts)]
         (files / f"{name}-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     words = [
-        "compare", "--methods", "prompt-refuse", "--budget", "1", "--model", files / "model", "--dtype", "float32",
-        "--device", "cpu", "--forget", files / "forget.jsonl", "--retain", f"kitchen={files / 'kitchen.jsonl'}",
+        "compare", "--methods", "prompt-refuse", "--budget", "1", "--set", "alpha=0.2", "--model",
+        files / "model", "--dtype", "float32", "--device", "cpu", "--forget", files / "forget.jsonl", "--retain",
+        f"kitchen={files / 'kitchen.jsonl'}",
         f"garden={files / 'garden.jsonl'}", "--topic", f"t={files / 'forget-questions.jsonl'}", "--far",
         f"f={files / 'kitchen-questions.jsonl'}", "--out", tmp_path / "r.json", "--page", tmp_path / "r.html", "--json",
     ]  # fmt: skip
     assert main(list(map(str, words))) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["comparison"]["methods"]["prompt-refuse"]["fit"]["peak_memory_mb"] > 100
+    found = result["comparison"]["methods"]["prompt-refuse"]
+    assert found["fit"]["peak_memory_mb"] > 100
+    assert [point["setting"]["alpha"] for point in found["points"]] == [0.2]
     assert "What they cost" in (tmp_path / "r.html").read_text("utf-8")
 
 
@@ -158,11 +163,24 @@ def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
         (["--forget", "x"], "go together"),
         (["--model", "m"], "--sae is needed"),
         (["--tofu", "d", "--benchmark", "starter"], "in the place of questions"),
+        (["--set", "steps"], r"expected [METHOD.]NAME=VALUE"),
+        (["--methods", "static", "--set", "learning-rate=1e-4"], "none of the methods has it"),
+        (["--methods", "static", "--set", "npo.n=3"], "none of the methods has it"),
+        (["--methods", "static", "--set", "n=few"], "invalid int value"),
     ],
 )
 def test_wrong_use_is_named(words, message, capsys):
     assert main(["compare", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_values_that_are_set_take_the_place_of_the_grids():
+    args = SimpleNamespace(methods=["npo", "simnpo", "static"], grid="small", set=[])
+    args.set = ["learning-rate=1e-4,3e-4", "n=5", "npo.beta=0.5", "simnpo.learning-rate=1"]
+    npo, simnpo, static = methods_of(args)
+    assert npo.grid == {**BASELINES["npo"].grid, "learning_rate": [1e-4, 3e-4], "beta": [0.5]}
+    assert simnpo.grid == {**BASELINES["simnpo"].grid, "learning_rate": [1.0]}
+    assert static.grid == {**BASELINES["static"].grid, "n": [5]}
 
 
 def test_tofu_is_chosen_on_one_side_and_reported_on_the_other(comparison, tmp_path):

@@ -116,7 +116,8 @@ class Campaign:
     def _attack(self, attack: Attack) -> None:
         model, tokenizer = self.subjects[0].loader.loaded
         share = not any(subject.whole_prompts for subject in self.subjects)
-        chosen = self._chosen(attack.tokens, attack.shared if share else 0)
+        again = any(rule.reaches_back for its in self._guarded() if its.guardrail for rule in its.guardrail.rules)
+        chosen = self._chosen(attack.tokens, attack.shared if share and not again else 0)
         items = attacked(attack, chosen, self.config.seed, share=share)
         room = getattr(text_config(model), "max_position_embeddings", None)
         longest = max(len(item.prompt.ids(tokenizer)) for item in items) + CLEAN_TOKENS
@@ -128,7 +129,7 @@ class Campaign:
 
     def _chosen(self, tokens: int, shared: int = 0) -> list[QuestionItem]:
         """The items that an attack of so many tokens is tried on, within the budget: `shared` ones are read once a
-        group."""
+        group, whatever triggers."""
         alone = self.config.budget // (tokens + CLEAN_TOKENS)
         most = max(1, alone, (self.config.budget - GROUPS * shared) // (tokens - shared + CLEAN_TOKENS))
         domains = len({item.domain for item in self._off_topic}) or 1

@@ -134,7 +134,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "prompt-corrupt", "a classifier of the prompt's text decides, the prompt's embeddings are corrupted "
             "(ECO, Liu et al., arXiv 2406.07933)",
-            "prompted", settings.PromptCorrupt, {"regularisation": (1.0, 10.0), "strength": (0.5, 1.0, 2.0, 4.0)},
+            "prompted", settings.PromptCorrupt, {"strength": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)},
             needs=frozenset({"retain"}),
         ),
         _trained(

@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="configurations that each method may try (default: 8)")  # fmt: skip
     parser.add_argument("--grid", choices=("small", "paper"), default="small",
                         help="values tried of methods that train (default: small)")  # fmt: skip
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE[,VALUE]",
-                        help="values tried of a setting, of each method that has it, in place of the grid's: steps=10 "
-                        "learning-rate=1e-4,3e-4")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="[METHOD.]NAME=VALUE[,VALUE]",
+                        help="values tried of a setting in place of the grid's, of each method that has it or of one: "
+                        "steps=10 npo.learning-rate=1e-4,3e-4")  # fmt: skip
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="X",
                         help="accuracy off the topic that a setting may cost (default: 0.01)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.budget < 1:
         raise UsageError(f"--budget {args.budget}: each method needs at least one configuration")
-    methods = _methods(args)
+    methods = methods_of(args)
     work = Path(args.work or Path(args.out).with_suffix(".work"))
     tuning, tasks = _tasks(args)
     trial = _trial(args, methods, work)
@@ -78,29 +78,34 @@ def run(args: argparse.Namespace) -> None:
         console().print(f"\nResult: {args.out}. Draw it again: saeguard eval --render {args.out} --page page.html")
 
 
-def _methods(args: argparse.Namespace) -> list[Baseline]:
+def methods_of(args: argparse.Namespace) -> list[Baseline]:
     """The methods with the values that are tried. Raises `UsageError`."""
     from dataclasses import fields, replace
 
     from saeguard.baselines.grids import with_grid
 
-    given = {}
-    for pair in args.set:
-        name, equals, values = pair.partition("=")
-        if not (equals and values):
-            raise UsageError(f"--set {pair}: expected NAME=VALUE, or several values with commas between them")
-        given[name.replace("-", "_")] = values.split(",")
+    given = [_given(pair) for pair in args.set]
     methods, used = [], set()
     for one in (with_grid(BASELINES[name], args.grid) for name in dict.fromkeys(args.methods)):
-        its = given.keys() & {field.name for field in fields(one.settings)}
-        tried = {name: [value_of(one.settings, name, word) for word in given[name]] for name in sorted(its)}
-        methods.append(replace(one, grid={**one.grid, **tried}))
-        used |= its
-    if missing := given.keys() - used:
-        raise UsageError(
-            f"--set {', '.join(sorted(missing))}: none of the methods has it (see `saeguard baseline NAME -h`)"
-        )
+        names, grid = {field.name for field in fields(one.settings)}, dict(one.grid)
+        for method, name, words in given:
+            if method in ("", one.name) and name in names:
+                grid[name] = [value_of(one.settings, name, word) for word in words]
+                used.add((method, name))
+        methods.append(replace(one, grid=grid))
+    for method, name, _ in given:
+        if (method, name) not in used:
+            raise UsageError(f"--set {name}: none of the methods has it (see `saeguard baseline NAME -h`)")
     return methods
+
+
+def _given(pair: str) -> tuple[str, str, list[str]]:
+    """A `--set` as method (or nothing for all), setting and values. Raises `UsageError`."""
+    key, equals, values = pair.partition("=")
+    if not (equals and values):
+        raise UsageError(f"--set {pair}: expected [METHOD.]NAME=VALUE, or several values with commas between them")
+    method, _, name = key.rpartition(".")
+    return method, name.replace("-", "_"), values.split(",")
 
 
 def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[Task]]:

@@ -115,7 +115,8 @@ def _value(figure: Mapping[str, Any], name: str) -> str:
 
 def _with_interval(figure: Mapping[str, Any], name: str) -> str:
     estimate = figure["estimates"].get(name)
-    return _value(figure, name) + ("" if estimate is None else f" ({interval(figure['kind'], estimate)})")
+    between = "" if estimate is None else interval(figure["kind"], estimate)
+    return _value(figure, name) + (f" ({between})" if between else "")
 
 
 def _costs(methods: Mapping[str, Any]) -> dict[str, Any]:
