@@ -26,12 +26,14 @@ def curve_rows(card: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def lessons(card: Mapping[str, Any]) -> list[str]:
     """What each attack trained on, as it was found to be."""
-    found = []
+    found, settings = [], card["settings"]
     for name, its in card.get("lessons", {}).items():
+        rate = settings["lora_learning_rate" if "-lora" in name else "learning_rate"]
         of = ", ".join(f"{corpus} ({one['documents']})" for corpus, one in its["corpora"].items())
         found.append(
             f"{name} trains on {its['documents']} documents of {its['text']} text, of the fit split of {of}; none of "
-            f"the {its['questions_compared']} questions stands in them."
+            f"the {its['questions_compared']} questions stands in them. A step is of {settings['batch']} windows of at "
+            f"most {settings['max_tokens']} tokens, the learning rate {rate:g}."
         )
     return [visible(sentence) for sentence in found]
 
