@@ -170,6 +170,9 @@ class Campaign:
         topic = [item for item in self._questions.values() if item.role == "topic"]
         chosen = [*topic, *limited(self._off_topic, self.config.others)]
         subjects = [s for s in self.subjects[1:] if s.guardrail or (s.attach is None and not attack.hooked)]
+        if not subjects:
+            self.leave_out(name, FAMILY, "it needs a guardrail or a checkpoint: --guardrail DIR, --checkpoint NAME=M")
+            return
         lesson, self.lessons[name] = relearner.lesson(attack, chosen)
         self.say(relearner.needs(attack, subjects, lesson))
         task = Attacked(FAMILY, tuple(attacked(CLEAN, chosen, self.config.seed)))  # type: ignore[arg-type]

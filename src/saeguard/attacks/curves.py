@@ -74,17 +74,20 @@ class Relearner:
         return lesson, lesson.checked(self.texts, items)
 
     def needs(self, attack: Relearning, subjects: Sequence[Subject], lesson: Lesson) -> str:
-        """What training takes, for people, before it begins. Raises `UsageError` where `refit` will lack texts."""
-        if self.config.refit:
-            for subject in subjects:
-                if subject.guardrail:
-                    fitted_texts(subject.guardrail, self.texts)
+        """What training takes, for people, before it begins.
+
+        Raises `UsageError` where `refit` will lack texts, `SAEError` where it will lack the SAE.
+        """
+        for guardrail in (subject.guardrail for subject in subjects if self.config.refit):
+            if guardrail is not None:
+                fitted_texts(guardrail, self.texts)
+                self.sae_of(guardrail)
         course = self._course(attack, subjects[0], lesson)
+        names, steps = ", ".join(subject.name for subject in subjects), course.steps(self.epochs[-1])
         return (
             f"{attack.name}: {len(lesson.texts)} documents as {len(course.windows)} windows, {course.tokens:,} tokens "
-            f"an epoch; for each of {', '.join(subject.name for subject in subjects)} "
-            f"{course.steps(self.epochs[-1]):,} steps, {course.memory} of memory and {course.disk(len(self.epochs))} "
-            f"of disk in {self.work}"
+            f"an epoch; for each of {names} {steps:,} steps, {course.memory} of memory, and "
+            f"{course.disk(len(self.epochs))} in {self.work}"
         )
 
     def points(self, attack: Relearning, subject: Subject, lesson: Lesson, epochs: int) -> Iterator[Point]:
@@ -148,6 +151,10 @@ def fitted_texts(guardrail: Guardrail, texts: Sequence[TextSet]) -> dict[str, li
     """The texts that a guardrail was fitted on, by its names for them. Raises `UsageError` where one is not given."""
     given = {each.corpus.summary().fingerprint: each.corpus for each in texts}
     known = guardrail.evidence.get("corpora", {})
+    if not known:
+        raise UsageError(
+            f"--refit: the guardrail of {guardrail.rules[0].name!r} does not say which texts it was fitted on"
+        )
     if missing := [name for name, its in known.items() if its["fingerprint"] not in given]:
         raise UsageError(
             f"--refit needs the texts that the guardrail was fitted on, and has not: {', '.join(missing)}. Give them "
