@@ -1,6 +1,6 @@
 """Near neighbours of a topic: gates that look at them twice, and rules for what the quarantine may take of them.
 
-    python benchmarks/neighbours.py DATA_FOLDER [--work DIR] [--passages 800] [--topics psychology ...] [--rules now ...]
+    python benchmarks/neighbours.py DATA_FOLDER [--work DIR] [--passages 800] [--topics psychology ...] [--rules now]
 
 DATA_FOLDER and DIR as in `layers.py`; only layer 6 is used. Gates, each with one threshold that keeps alpha in all
 corpora:
@@ -13,8 +13,8 @@ corpora:
     one and second  triggers if both the one gate and the second of those two do
     summed          one probe: the sum of the same two, each in units of its spread
 
-Rules: `now`, what `fit` does; `off`, no quarantine; `off for near`, no neighbour loses documents; `off where over s`, no
-retain corpus does of which more than the share s would be taken.
+Rules: `now`, what `fit` does; `off`, no quarantine; `off for near`, no neighbour loses documents; `off where over s`,
+no retain corpus does of which more than the share s would be taken.
 """
 
 from __future__ import annotations
