@@ -1,6 +1,6 @@
 """Near neighbours of a topic: gates that look at them twice, and rules for what the quarantine may take of them.
 
-    python benchmarks/neighbours.py DATA_FOLDER [--work DIR] [--passages 800] [--topics psychology ...]
+    python benchmarks/neighbours.py DATA_FOLDER [--work DIR] [--passages 800] [--topics psychology ...] [--rules now]
 
 DATA_FOLDER and DIR as in `layers.py`; only layer 6 is used. Gates, each with one threshold that keeps alpha in all
 corpora:
@@ -13,8 +13,8 @@ corpora:
     one and second  triggers if both the one gate and the second of those two do
     summed          one probe: the sum of the same two, each in units of its spread
 
-Rules: `now`, what `fit` does; `off`, no quarantine; `off where over s`, no retain corpus loses documents of which more
-than the share s would be taken.
+Rules: `now`, what `fit` does; `off`, no quarantine; `off for near`, no neighbour loses documents; `off where over s`,
+no retain corpus does of which more than the share s would be taken.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def rules(reading: Reading, topic: str, left_out: Keys) -> dict[str, Keys]:
         f"off where over {limit}": frozenset(key for key in left_out if key[0] == topic or found[key[0]] <= limit)
         for limit in SHARES
     }
-    return {"now": left_out, "off": frozenset(), **some}
+    near = frozenset(key for key in left_out if key[0] not in NEIGHBOURS.get(topic, ()))
+    return {"now": left_out, "off": frozenset(), "off for near": near, **some}
 
 
 def gates(topic: Topic, hidden: Tensor, folder: Path, *, all_of_them: bool) -> dict[str, Tensor | tuple[Tensor, ...]]:
@@ -91,6 +92,16 @@ def statistic(topic: Topic, found: Tensor | tuple[Tensor, ...], alpha: float) ->
     return torch.minimum(topic.statistic(first, alpha, topic.far), topic.statistic(second, alpha, topic.near))
 
 
+def judged(topic: Topic, hidden: Tensor, folder: Path, rule: str, alphas: list[float]) -> dict[tuple[object, ...], Row]:
+    """What each gate does at each alpha, by rule, alpha and gate."""
+    full = rule != "off" and bool(topic.near)
+    found = gates(topic, hidden, folder / rule.replace(" ", "-"), all_of_them=full)
+    return {
+        (rule, alpha, gate): topic.row(statistic(topic, its, alpha), alpha)
+        for (gate, its), alpha in product(found.items(), alphas)
+    }
+
+
 def main() -> None:
     """Read, learn, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,36 +109,33 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("layers.work"))
     parser.add_argument("--passages", type=int, default=800)
     parser.add_argument("--topics", nargs="*", default=sorted(NEIGHBOURS))
+    parser.add_argument("--rules", nargs="*")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
     args = parser.parse_args()
     reading = read(args.data, args.work, (LAYER,), args.passages)
-    hidden, firsts = reading.hidden(LAYER), dict[float, Row]()
-    rows: dict[tuple[object, ...], list[Row]] = {}
+    hidden, every = reading.hidden(LAYER), dict[tuple[object, ...], list[Row]]()
     print(head("topic", "quarantine", "alpha", "gate"))
     for name in args.topics:
         left_out = quarantined(reading, name, args.work)
         topic = Topic(reading, name, NEIGHBOURS.get(name, ()), left_out)
         taken = {corpus: f"{share:.1%}" for corpus, share in shares(reading, name, left_out).items() if share}
         print(f"{name}: the quarantine takes {taken}", file=sys.stderr, flush=True)
+        rows: dict[tuple[object, ...], Row] = {}
         done: dict[Keys, str] = {}
         for rule, keys in rules(reading, name, left_out).items():
-            if keys in done:
-                print(f"{name}: {rule} is {done[keys]}", file=sys.stderr, flush=True)
-                for (same, *rest), its in list(rows.items()):
-                    if same == done[keys]:
-                        rows.setdefault((rule, *rest), []).append(its[-1])
+            if args.rules and rule not in args.rules:
                 continue
-            done[keys] = rule
-            full = rule != "off" and bool(topic.near)
-            folder = args.work / rule.replace(" ", "-")
-            some = replace(topic, left_out=keys)
-            for (gate, found), alpha in product(gates(some, hidden, folder, all_of_them=full).items(), args.alphas):
-                row = some.row(statistic(some, found, alpha), alpha)
-                first = firsts.setdefault(alpha, row) if rule == "now" and gate == "one gate" else firsts[alpha]
-                rows.setdefault((rule, alpha, gate), []).append(row)
-                print(row.line(name, rule, alpha, gate, beside=first), flush=True)
-        firsts.clear()
-    print("\n" + averages(rows, "quarantine", "alpha", "gate"))
+            same = done.setdefault(keys, rule)
+            if same == rule:
+                found = judged(replace(topic, left_out=keys), hidden, args.work, rule, args.alphas)
+            else:
+                found = {(rule, *rest): row for (known, *rest), row in rows.items() if known == same}
+            rows |= found
+            for (_, alpha, gate), row in found.items():
+                print(row.line(name, rule, alpha, gate, beside=rows.get(("now", alpha, "one gate"), row)), flush=True)
+        for key, row in rows.items():
+            every.setdefault(key, []).append(row)
+    print("\n" + averages(every, "quarantine", "alpha", "gate"))
 
 
 if __name__ == "__main__":

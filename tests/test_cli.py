@@ -160,6 +160,7 @@ class TestTheWholeWay:
         assert said.status == 0
         assert said.json["artifact"] == str(tmp_path / "guard")
         assert set(said.json["false_positives"]) == {"kitchen", "garden"}
+        assert said.json["overlaps"] == []
         assert said.json["features"] == list(Guardrail.from_pretrained(folder / "guard").features)
 
     def test_inspect_prints_a_table(self, saeguard, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,3 +150,22 @@ def test_windows_larger_than_a_block_are_read_in_parts(monkeypatch: pytest.Monke
 def test_both_sides_weigh_the_same():
     weights = balanced(np.array([True, False, False, False]))
     assert weights.tolist() == pytest.approx([2, 2 / 3, 2 / 3, 2 / 3])
+
+
+def test_rows_weigh_as_told_beside_others_of_their_side():
+    weights = balanced(np.array([True, False, False, True]), np.array([1.0, 3.0, 1.0, 1.0]))
+    assert weights.tolist() == pytest.approx([1, 1.5, 0.5, 1])
+
+
+def test_retain_windows_that_weigh_more_score_lower():
+    texts, forget = windows(count=40)
+    data = labelled(texts, forget)
+    some = [place for place, about in enumerate(forget) if not about][:5]
+    told = replace(data, weights=np.array([20.0 if place in some else 1.0 for place in range(40)]))
+
+    def gap(probe: Probe) -> float:
+        scores = [float(probe.scores(x, x).mean()) for x in texts]
+        others = [score for place, score in enumerate(scores) if place not in some and not forget[place]]
+        return sum(others) / len(others) - sum(scores[place] for place in some) / len(some)
+
+    assert gap(fit_probe(told)) > gap(fit_probe(data))

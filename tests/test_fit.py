@@ -321,9 +321,22 @@ class TestOverlaps:
         said = overlaps(found.rule)[-1]
         assert f"({share['garden']['hits']} of {share['garden']['n']}) of garden read like the topic" in said
         assert "left out of calibration" in said
-        assert "--no-quarantine" in said
+        assert said.endswith("fit with --near-retain garden.")
         kept = overlaps(run(replace(SMALL, quarantine=False), retain=retain).rule)[-1]
         assert "of garden read like the topic and were kept" in kept
+
+    def test_of_a_corpus_named_as_near_nothing_is_left_out(self, run):
+        _, retain = corpora()
+        retain["garden"] = [*passages("forget", 8, seed=3), *retain["garden"]]
+        left_out, spared = run(retain=retain), run(replace(SMALL, near_retain=("garden",)), retain=retain)
+        assert spared.evidence["contamination"] == left_out.evidence["contamination"]
+        assert "threshold_other_way" not in spared.evidence
+        taken = left_out.evidence["contamination"]["quarantined"]
+        for split in ("fit", "calibration"):
+            assert spared.evidence["windows"][split] >= left_out.evidence["windows"][split]
+        assert sum(spared.evidence["windows"].values()) == sum(left_out.evidence["windows"].values()) + taken
+        assert "of garden read like the topic and were kept" in overlaps(spared.rule)[-1]
+        assert spared.evidence["config"]["near_retain"] == ["garden"]
 
     def test_forget_text_about_something_else(self, run):
         forget, _ = corpora()
@@ -351,6 +364,10 @@ class TestBadInput:
         (tmp_path / "empty.txt").write_text("")
         with pytest.raises(errors.CorpusError, match=r"empty\.txt.*holds no text"):
             run(forget=tmp_path / "empty.txt")
+
+    def test_a_near_corpus_that_is_not_there(self, run):
+        with pytest.raises(errors.CorpusError, match=r"\['pond'\]. Expected some of \['kitchen', 'garden'\]"):
+            run(replace(SMALL, near_retain=("garden", "pond")))
 
     def test_no_retain_corpus(self, run):
         with pytest.raises(errors.CorpusError, match="no retain corpus"):

@@ -296,7 +296,7 @@ def test_overlaps_name_the_corpora_and_the_worst_first() -> None:
     assert topic.startswith("31.2 % of the documents (20 of 64) of the topic read like retain text")
     assert contaminated.startswith(f"18.8 % of the documents (12 of 64) of {visible(HOSTILE)} read like the topic")
     assert "in held-out text 10 % of its windows trigger" in contaminated
-    assert "--no-quarantine" in contaminated
+    assert contaminated.endswith(f"fit with --near-retain {visible(HOSTILE)}.")
     assert [sentence.split(" from the topic: ")[1][:42] for sentence in near] == [
         f"at 5 % of {visible(HOSTILE)} it catches 13.3 %"[:42], "at 5 % of near physics it catches 46.7 % of"[:42]
     ]  # fmt: skip

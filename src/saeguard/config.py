@@ -59,6 +59,9 @@ class FitConfig:
     chat: bool | None = option(None, "wrap every other document in the chat template; default: where there is one")
     sample: int = option(60_000, "tokens kept of each corpus for fitting and calibrating gates")
     quarantine: bool = option(True, "leave out retain text that looks like the topic, and the reverse; it is listed")
+    near_retain: tuple[str, ...] | None = option(
+        None, "retain corpora beside the topic: nothing of them is left out, and they weigh more in the learned gates"
+    )
     topk: TopKMode = option("exact", "TopK SAEs: carry the whole encoder, or fixed thresholds with measured agreement")
     as_authors: bool = option(False, "round and count exactly as the authors' code does")
     force: bool = option(False, "fit although the SAE does not fit (see doctor); the guardrail records it")
@@ -86,7 +89,8 @@ class FitConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """For the artifact, which says elsewhere which features were given."""
-        return {name: value for name, value in asdict(self).items() if name != "given"} | {"lengths": [*self.lengths]}
+        named = {name: value for name, value in asdict(self).items() if name != "given"}
+        return {name: [*value] if isinstance(value, tuple) else value for name, value in named.items()}
 
 
 PRESETS: dict[str, FitConfig] = {

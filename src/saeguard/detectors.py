@@ -10,8 +10,9 @@ The first alone scores the words around a topic's words as high as these, the se
 single words; docs/results.md compares them.
 
 Forget and retain windows weigh the same in total; among the retain corpora more text is more weight, so that a near
-neighbour counts for more where more of it is given. The bias is set so that the mean score of an ordinary retain
-token is 0: evidence is then positive for the topic, and a sequence of which little was read has a statistic near 0.
+neighbour counts for more where more of it is given, or where it is named (`near_retain`). The bias is set so that the
+mean score of an ordinary retain token is 0: evidence is then positive for the topic, and a sequence of which little was
+read has a statistic near 0.
 """
 
 from __future__ import annotations
@@ -51,11 +52,13 @@ class LabelledWindows:
 @dataclass(frozen=True)
 class LabelledTokens:
     """Windows token by token: `x` (tokens, columns) of all windows, one after another, the number of tokens of each
-    window (windows,), none of them 0, and which windows are forget text (windows,)."""
+    window (windows,), none of them 0, which windows are forget text (windows,), and how much each weighs beside others
+    of its side (windows,), all the same by default."""
 
     x: Tensor
     lengths: Tensor
     forget: Tensor
+    weights: Matrix | None = None
 
 
 def fit_evidence(tokens: LabelledTokens) -> Evidence:
@@ -83,9 +86,10 @@ def _pipeline(regularisation: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000))
 
 
-def balanced(forget: NDArray[np.bool_]) -> Matrix:
-    """Row weights: all forget rows together weigh as much as all retain rows; their mean is 1."""
-    share = np.where(forget, (~forget).sum() / max(1, forget.sum()), 1.0)
+def balanced(forget: NDArray[np.bool_], weights: Matrix | None = None) -> Matrix:
+    """Row weights: all forget rows together weigh as much as all retain rows, each side as `weights` say; mean 1."""
+    rows = np.ones(len(forget)) if weights is None else weights
+    share = np.where(forget, rows * rows[~forget].sum() / max(TINY, rows[forget].sum()), rows)
     return np.asarray(share * len(share) / share.sum())
 
 
@@ -129,7 +133,7 @@ class _Windows:
     @classmethod
     def of(cls, tokens: LabelledTokens) -> _Windows:
         owner = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
-        weights = torch.tensor(balanced(tokens.forget.numpy()))
+        weights = torch.tensor(balanced(tokens.forget.numpy(), tokens.weights))
         return cls(tokens.x, owner, tokens.forget.double(), weights, _spread(tokens.x))
 
     def scores(self, weights: Tensor) -> Tensor:

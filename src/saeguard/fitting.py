@@ -82,14 +82,15 @@ def decide(material: Material, config: FitConfig, kept: Rule | None = None) -> G
     windows = read_windows(material.every_shard, encoder)
     _check_splits(Splits.of(windows, frozenset()), summaries)
     contamination = _contamination(windows, config)
-    clean = Splits.of(windows, contamination.outliers if contamination and config.quarantine else frozenset())
+    outliers = _outliers(contamination, config)
+    clean = Splits.of(windows, outliers if config.quarantine else frozenset())
     _check_splits(clean, summaries)
     results = _gates(clean, config, kept)
     chosen, why = choose_gate(results, config) if kept is None else (results[kept.gate.kind], "kept as it was")
     evidence = _evidence(results, why, clean, summaries, contamination)
     evidence |= {"topk": topk, "doctor": material.doctor, "config": config.as_dict()}
-    if contamination and contamination.outliers:
-        other = Splits.of(windows, frozenset() if config.quarantine else contamination.outliers)
+    if outliers:
+        other = Splits.of(windows, frozenset() if config.quarantine else outliers)
         evidence["threshold_other_way"] = _other_way(chosen, other, config)
     evidence["proof"] = proof_texts(chosen.gate, chosen.threshold, clean.test, task.tokenizer)
     norm = median(window.norm for window in clean.fit)
@@ -142,6 +143,12 @@ def _contamination(windows: Sequence[ReadWindow], config: FitConfig) -> Contamin
     if config.as_authors or all(window.corpus != FORGET for window in windows):
         return None
     return find_contamination([window for window in windows if window.split != "test"])
+
+
+def _outliers(contamination: Contamination | None, config: FitConfig) -> frozenset[tuple[str, int]]:
+    """Documents to leave out; of corpora beside the topic none, since they read like it without being about it."""
+    found = contamination.outliers if contamination else frozenset()
+    return frozenset(key for key in found if key[0] not in (config.near_retain or ()))
 
 
 def _gates(splits: Splits, config: FitConfig, kept: Rule | None) -> dict[str, GateResult]:

@@ -55,8 +55,9 @@ def fit_gates(splits: Splits, config: FitConfig, *, forget: bool) -> dict[str, G
     scorers: dict[str, Scorer] = {"density": Density()}
     if config.gate != "density":
         fit = sorted(splits.fit, key=lambda window: window.key)  # the order of the corpora shall not change a bit
-        scorers["evidence"] = fit_evidence(labelled_activity(fit))
-        scorers["probe"] = fit_probe(labelled_hidden(fit))
+        near = config.near_retain or ()
+        scorers["evidence"] = fit_evidence(labelled_activity(fit, near))
+        scorers["probe"] = fit_probe(labelled_hidden(fit, near))
     return {name: calibrated(scorer, splits, config) for name, scorer in scorers.items()}
 
 

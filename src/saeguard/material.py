@@ -81,6 +81,8 @@ def _corpora(forget: Texts | None, retain: Mapping[str, Texts], config: FitConfi
         raise CorpusError("no retain corpus: expected at least one named set of texts that must stay untouched")
     if FORGET in retain:
         raise CorpusError(f"a retain corpus cannot be named {FORGET!r}: choose another name")
+    if unknown := sorted(set(config.near_retain or ()) - retain.keys()):
+        raise CorpusError(f"near_retain names no retain corpus: {unknown}. Expected some of {[*retain]}")
     if forget is None and config.given is None:
         raise CorpusError(
             "no forget text and no features: expected text to be forgotten, or features that stand for it"

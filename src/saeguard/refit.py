@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from saeguard.choices import GivenFeatures
 from saeguard.config import FitConfig, RefitConfig
@@ -70,7 +71,8 @@ def _settings(guardrail: Guardrail) -> FitConfig:
             found="none" if recorded is None else f"unknown ones, {', '.join(sorted(recorded.keys() - known))}",
             fix="Fit it again with this version of saeguard.",
         )  # fmt: skip
-    return FitConfig(**{**recorded, "lengths": tuple(recorded["lengths"])})
+    settings: dict[str, Any] = {name: tuple(its) if isinstance(its, list) else its for name, its in recorded.items()}
+    return FitConfig(**settings)
 
 
 def _check(guardrail: Guardrail, subject: Subject) -> None:

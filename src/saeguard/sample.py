@@ -5,7 +5,7 @@ Held in memory for the bounded sample only: (tokens, n) booleans and one mean ve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -22,6 +22,7 @@ from saeguard.shards import SampledWindow, Shard
 from saeguard.tokens import TokenMasks
 
 FORGET = "forget"
+NEAR_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,22 @@ def labelled_means(windows: Sequence[ReadWindow]) -> LabelledWindows:
     )
 
 
-def labelled_activity(windows: Sequence[ReadWindow]) -> LabelledTokens:
-    """Which selected features are active at each valid token."""
-    return _labelled(windows, [window.activations > 0 for window in windows])
+def labelled_activity(windows: Sequence[ReadWindow], near: Collection[str] = ()) -> LabelledTokens:
+    """Which selected features are active at each valid token; windows of the corpora `near` weigh `NEAR_WEIGHT`."""
+    return _labelled(windows, [window.activations > 0 for window in windows], near)
 
 
-def labelled_hidden(windows: Sequence[ReadWindow]) -> LabelledTokens:
-    """The values at the hook point at each valid token."""
-    return _labelled(windows, _hidden(windows))
+def labelled_hidden(windows: Sequence[ReadWindow], near: Collection[str] = ()) -> LabelledTokens:
+    """The values at the hook point at each valid token; windows of the corpora `near` weigh `NEAR_WEIGHT`."""
+    return _labelled(windows, _hidden(windows), near)
 
 
-def _labelled(windows: Sequence[ReadWindow], values: Sequence[Tensor]) -> LabelledTokens:
+def _labelled(windows: Sequence[ReadWindow], values: Sequence[Tensor], near: Collection[str]) -> LabelledTokens:
     kept = [its[window.masks.valid[0]] for window, its in zip(windows, values, strict=True)]
     return LabelledTokens(
-        torch.cat(kept), torch.tensor([len(its) for its in kept]), torch.tensor([w.corpus == FORGET for w in windows])
-    )
+        torch.cat(kept), torch.tensor([len(its) for its in kept]), torch.tensor([w.corpus == FORGET for w in windows]),
+        np.array([NEAR_WEIGHT if window.corpus in near else 1.0 for window in windows]),
+    )  # fmt: skip
 
 
 def scored(gate: Gate, windows: Sequence[ReadWindow]) -> list[ScoredWindow]:

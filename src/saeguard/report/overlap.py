@@ -31,10 +31,11 @@ def _foreign(rule: Rule) -> list[str]:
     shares = {name: Share.of(name, entry) for name, entry in found.get("shares", {}).items() if name != FORGET}
     worst = sorted((name for name in shares if shares[name].low > FOREIGN), key=lambda name: -shares[name].rate)
     false: Mapping[str, Any] = (chosen_summary(rule) or {}).get("false_positives", {})
+    near = (rule.evidence.get("config") or {}).get("near_retain") or ()
     left_out = other is not None and not other["quarantine"]
     among = Share.of(FORGET, found.get("forget_among_retain"))
     says = [_foreign_topic(among)] if among.low > AMONG else []
-    return says + [_foreign_retain(shares[name], left_out, false.get(name)) for name in worst]
+    return says + [_foreign_retain(shares[name], left_out and name not in near, false.get(name)) for name in worst]
 
 
 def _foreign_topic(share: Share) -> str:
@@ -52,8 +53,8 @@ def _foreign_retain(share: Share, left_out: bool, false: Mapping[str, Any] | Non
         says += f"; in held-out text {percent(false['rate'])} of its windows trigger. " if false else ". "
     else:
         says += "kept, so that they raise the threshold. "
-    fix = "to spare such text too, fit with --no-quarantine." if left_out else "or fit with --quarantine."
-    return f"{says}They are listed below: take out of it what is about the topic; {fix}"
+    says += "They are listed below: take out of it what is about the topic"
+    return says + (f"; to spare the rest, fit with --near-retain {share.name}." if left_out else ".")
 
 
 def _documents(share: Share) -> str:
