@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from saeguard.attacks import spelling
 from saeguard.deciphering import LEAST, deciphered, runs, taken_apart
+from saeguard.embedded import model_folder, starter_set
+from saeguard.windows import text_ids
 
 SENTENCES = (
     "Which planet is closest to the Sun, and why is it hotter than the others in the night sky?",
@@ -106,3 +109,15 @@ def test_glued_words_are_taken_apart(count, text):
     found = taken_apart(bare.replace(" ", ""), count)
     assert found.replace(" ", "") == bare.replace(" ", "")
     assert share_of_words(bare, found) >= 0.7
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["leetspeak", "rot13", "base64", "half-words", "broken-words", "capitals"])
+def test_the_embedded_model_s_tokenizer_tells_odd_spelling_from_ordinary_text(name):
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    count = cache(lambda word: len(text_ids(tokenizer, f" {word}")))
+    spell, _ = spelling.SPELLINGS[name]
+    questions = [question.text for its in starter_set().questions.values() for question in its]
+    back = [share_of_words(text, deciphered(spell(text), count)) for text in questions]
+    assert sum(back) / len(back) > 0.8
+    assert sum(deciphered(text, count) != text for text in questions) <= 0.01 * len(questions)

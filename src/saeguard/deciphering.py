@@ -29,7 +29,7 @@ ONES = ("i", "l")
 ORDINAL = re.compile(r"\d+(?:st|nd|rd|th|s)\W*", re.IGNORECASE)
 HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 ENCODED = re.compile(r"[A-Za-z0-9+/]{16,}={0,2}")
-LETTERS = re.compile(r"[^\W\d_]+")
+LETTERS = re.compile(r"[^\W\d_]{1,200}")
 LONGEST_WORD = 16
 
 
