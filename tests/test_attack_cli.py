@@ -67,8 +67,9 @@ def without_times(card: dict[str, Any]) -> dict[str, Any]:
 def test_all_attacks_make_one_card(run, tmp_path):
     status, card, err = run("all", "--json")
     assert status == 0, err
-    assert {row["family"] for row in card["rows"]} == set(FAMILIES)
+    assert {row["family"] for row in card["rows"]} == set(FAMILIES) - {"relearning"}
     out = {one["attack"]: one["why"] for one in card["left_out"]}
+    assert "takes long" in out["relearn-related"]
     assert out["paraphrase"] == "it needs a language model: --endpoint URL"
     assert "do not fit into the model's 1024" in out["dilution-before-ordinary-2000"]
     assert "Not made: paraphrase" in err
@@ -79,10 +80,13 @@ def test_all_attacks_make_one_card(run, tmp_path):
     (counts,) = card["blocked"]
     assert {row["blocked"] for row in card["rows"]} == {counts["blocked"]}
     assert all(row["n"] <= row["tried"] <= row["blocked"] for row in card["rows"])
-    page = (tmp_path / "card.html").read_bytes()
-    strong = [row for row in card["rows"] if row["success"] and row["success"]["low"] > row["chance"]]
+    page, text = (tmp_path / "card.html").read_bytes(), (tmp_path / "card.md").read_text("utf-8")
+    rows = [row for row in card["rows"] if row["success"]]
+    strong = [row for row in rows if min(row["success"]["low"], row["kept"]["interval"][0]) > row["chance"]]
+    assert text.count("(at chance)") == sum(
+        not row["n"] or row["kept"]["interval"][0] <= row["chance"] for row in card["rows"]
+    )
     assert page.count(b'class="n over"') == len(strong)
-    text = (tmp_path / "card.md").read_text("utf-8")
     assert "Nothing in a guardrail of this kind can prevent that" in text
     assert all(f"| {row['attack']} |" in text for row in card["rows"])
     cells = [str(counts[name]) for name in ("right", "known", "blocked", "left_out")]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
 from saeguard.attacks.rewriting import remembered, with_synonyms
 from saeguard.attacks.success import Blocked, Pair, outcome
-from saeguard.attacks.task import BATCH_TOKENS, Attacked, attacked
+from saeguard.attacks.task import GROUPS, Attacked, attacked
 from saeguard.calibration import Rate
 from saeguard.clamp import Clamp
 from saeguard.corpus import Corpus
@@ -32,11 +34,14 @@ from saeguard.evaluation.catalogue import Sources
 from saeguard.evaluation.endpoint import ChatEndpoint
 from saeguard.evaluation.harness import Settings, evaluate
 from saeguard.evaluation.mcq import PROMPT, Question
+from saeguard.evaluation.prefix import BATCH_TOKENS, read_options
 from saeguard.evaluation.sources import QuestionSet, TextSet
 from saeguard.evaluation.subject import Loader, Subject
 from saeguard.evaluation.task import Record, split
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice, question_items
-from saeguard.report.card_view import strong
+from saeguard.gate import Density, Gate
+from saeguard.report.card_view import floored, legible, strong
+from tiny import mixed_guardrail, same_verdicts, with_rule
 from topics import passages
 
 TEXT = st.text(st.characters(codec="ascii", categories=("L", "N", "Zs", "P")), min_size=1, max_size=80)
@@ -92,6 +97,8 @@ class TestSpelling:
         assert spelling.zero_width(text).replace(spelling.ZERO_WIDTH, "").split() == words
         assert ["".join(word.split(" ")) for word in spelling.spaced(text).split("   ")] == (words or [""])
         assert spelling.halved(text).replace("-", "").split() == [w for word in words if (w := word.replace("-", ""))]
+        for spell in (spelling.broken, spelling.spaced_evenly):
+            assert "".join(spell(text).split()) == "".join(words)
         assert spelling.hyphenated(text).split() == ["-".join(word) for word in words]
 
     @given(TEXT)
@@ -243,9 +250,62 @@ class TestTask:
             longest = max(len(item.prompt.ids(tokenizer)) for item in batch)
             assert len(batch) == 1 or 4 * len(batch) * longest <= BATCH_TOKENS
 
-    def test_a_conversation_read_turn_by_turn_gives_the_same_verdict(self, every_attack, llama, tokenizer, subjects):
-        import torch
+    @pytest.mark.parametrize("name", ["dilution-before-ordinary-200", "dilution-both-ordinary-200", "few-shot-far-3"])
+    def test_what_is_read_once_gives_the_same_answers_and_verdicts(self, subjects, every_attack, tokenizer, name):
+        attack = next(one for one in every_attack if one.name == name)
+        runs = []
+        for share in (False, True):
+            items = tuple(attacked(attack, question_items(SETS), 0, share=share))
+            runs += evaluate(subjects, [Attacked(name, items)], Settings(split="all", keep_text=True))
+        alone, shared = runs
+        assert len(Attacked(name, items).batches(tokenizer, items)) == GROUPS
+        for subject in alone.records:
+            found, expected = ({r.item: r for r in run.records[subject]} for run in (shared, alone))
+            assert set(found) == set(expected)
+            for item, record in expected.items():
+                assert found[item].texts == record.texts
+                assert found[item].triggered == record.triggered
+                assert (found[item].statistic or 0.0) == pytest.approx(record.statistic or 0.0, rel=1e-4)
+                assert found[item].scores.get("read_before") == record.scores.get("read_before")
 
+    @pytest.mark.parametrize("how", ["unguarded", "all", "onward"])
+    def test_options_after_a_beginning_that_is_read_once_score_the_same(self, llama, tokenizer, monkeypatch, how):
+        draw = random.Random(0)
+        beginning, *rests = ([draw.randrange(6, 320) for _ in range(n)] for n in (30, 5, 9, 1, 7, 12, 3))
+        prompts = [beginning + rest for rest in rests]
+        branches = [[[draw.randrange(6, 320) for _ in range(n)] for n in (1, 5)] for _ in rests]
+        monkeypatch.setattr("saeguard.evaluation.prefix.BATCH_TOKENS", 200)
+        unguarded = read_options(llama, prompts, branches, None)
+        guarding = nullcontext()
+        if how != "unguarded":
+            rows = [torch.tensor([row]) for row in prompts]
+            guardrail = mixed_guardrail(llama, tokenizer, make_sae("jumprelu"), rows)
+            guarding = with_rule(guardrail, reach=how).attach(llama, tokenizer)
+        with guarding as guard:
+            alone = read_options(llama, prompts, branches, guard)
+            shared = read_options(llama, prompts, branches, guard, share=True)
+        for one, other in zip(alone, shared, strict=True):
+            torch.testing.assert_close(one.log_probabilities, other.log_probabilities, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one.later, other.later, rtol=1e-4, atol=1e-4)
+        if how == "unguarded":
+            return
+        same_verdicts([one.verdict for one in shared], [one.verdict for one in alone])
+        first = [one.verdict.first_token for one in shared]
+        assert None in first
+        assert max(at or 0 for at in first) >= len(beginning)
+        for at, bare, one in zip(first, unguarded, shared, strict=True):
+            same = torch.allclose(one.log_probabilities, bare.log_probabilities, rtol=1e-4, atol=1e-4)
+            assert same == (at is None)
+
+    def test_what_judges_whole_prompts_says_so(self, subjects):
+        guarded = subjects[1].guardrail
+        at_once = replace(guarded.rule, gate=Gate(Density(), moment="block"))
+        loader = subjects[1].loader
+        assert not subjects[1].whole_prompts
+        assert Subject.guarded("normalised", loader, guarded, normalise=True).whole_prompts
+        assert Subject.guarded("as the paper", loader, replace(guarded, rules=(guarded.rule, at_once))).whole_prompts
+
+    def test_a_conversation_read_turn_by_turn_gives_the_same_verdict(self, every_attack, llama, tokenizer, subjects):
         prompt = next(one for one in every_attack if one.name == "split-3").change(QUESTION, random.Random(0))
         ids = torch.tensor([prompt.ids(tokenizer)])
         guardrail = subjects[1].guardrail
@@ -292,6 +352,9 @@ class TestSuccess:
             assert (found["success"]["low"], found["success"]["high"]) == Rate(
                 round(success * counts["n"]), counts["n"]
             ).interval
+            for part, raw in found["success"].items():
+                expected = raw if part == "n" else (raw - found["chance"]) / (1 - found["chance"])
+                assert found["above_chance"][part] == pytest.approx(expected)
 
     @pytest.mark.parametrize(("without", "blocked", "left_out"), [(0.0, ("0",), ()), (1.0, (), ("0",))])
     def test_what_the_options_give_away_is_not_attacked(self, without, blocked, left_out):
@@ -299,19 +362,33 @@ class TestSuccess:
         assert (found.blocked, found.left_out) == (blocked, left_out)
         assert found.counts() == {"right": 1, "known": len(blocked), "blocked": len(blocked), "left_out": len(left_out)}
 
-    def test_nothing_is_subtracted(self):
-        right, wrong = [scored(1.0, i) for i in range(4)], [scored(0.0, i) for i in range(4)]
-        found = outcome([str(i) for i in range(4)], Pair.of(right, wrong), Pair.of(right, [*right[:1], *wrong[1:]]))
-        assert (found["success"]["value"], found["success"]["n"]) == (0.25, 4)
+    @pytest.mark.parametrize(("hits", "expected"), [(0, -1 / 3), (1, 0.0), (4, 1.0)])
+    def test_a_blind_choice_is_no_success_above_chance_and_all_is_all(self, hits, expected):
+        right, wrong = ([replace(scored(accuracy, i), scores={**scored(accuracy).scores, "chance": 0.25})
+                         for i in range(4)] for accuracy in (1.0, 0.0))  # fmt: skip
+        found = outcome([*"0123"], Pair.of(right, wrong), Pair.of(right, [*right[:hits], *wrong[hits:]]))
+        assert (found["success"]["value"], found["success"]["n"]) == (hits / 4, 4)
+        assert found["above_chance"]["value"] == pytest.approx(expected)
+        assert floored(found["above_chance"])["value"] == pytest.approx(max(0.0, expected))
 
-    @pytest.mark.parametrize(("low", "coloured"), [(0.0, False), (0.25, False), (0.26, True)])
-    def test_only_what_lies_above_a_blind_choice_is_coloured(self, low, coloured):
-        assert strong({"success": {"low": low}, "chance": 0.25}) == coloured
+    @pytest.mark.parametrize(
+        ("asked", "hits", "is_legible", "coloured"),
+        [(30, 30, True, True), (30, 8, True, False), (9, 9, False, False), (0, 0, False, False)],
+    )
+    def test_only_what_the_model_reads_and_lies_above_a_blind_choice_is_coloured(
+        self, asked, hits, is_legible, coloured
+    ):
+        right, wrong = ([replace(scored(accuracy, i), scores={**scored(accuracy).scores, "chance": 0.25})
+                         for i in range(30)] for accuracy in (1.0, 0.0))  # fmt: skip
+        attack = Pair.of([*right[:asked], *wrong[asked:]], [*right[:hits], *wrong[hits:]])
+        found = outcome([str(i) for i in range(30)], Pair.of(right, wrong), attack)
+        assert (legible(found), strong(found)) == (is_legible, coloured)
 
     def test_nothing_asked_is_no_figure(self):
         right, wrong = [scored(1.0)], [scored(0.0)]
         found = outcome(["0"], Pair.of(right, wrong), Pair.of(wrong, wrong))
         assert (found["n"], found["success"], found["chance"], found["kept"]["rate"]) == (0, None, None, 0.0)
+        assert found["above_chance"] is None
 
 
 class TestEndpoint:

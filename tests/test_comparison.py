@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from saeguard.baselines import settings
 from saeguard.baselines.catalogue import BASELINES, Cost
+from saeguard.cli.compare import methods_of
 from saeguard.cli.main import main
 from saeguard.cli.options import words_of
 from saeguard.errors import EvaluationError
@@ -17,13 +19,16 @@ from saeguard.evaluation.harness import Settings
 from saeguard.evaluation.result import write_result
 from saeguard.evaluation.sources import QuestionSet
 from saeguard.evaluation.subject import Loader
+from saeguard.evaluation.task import split
 from saeguard.evaluation.tasks.multiple_choice import MultipleChoice
 from saeguard.evaluation.tasks.open import OpenAnswers
+from saeguard.evaluation.tasks.tofu import Tofu
 from saeguard.report.comparison_view import comparison_tables
 from saeguard.report.evaluation_page import render_markdown, render_page
 from test_baselines import files as files
 from test_baselines import trial
 from test_evaluation import questions
+from test_evaluation_tasks import tofu_folder
 from topics import passages
 
 GRIDS = {
@@ -137,14 +142,17 @@ def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
         rows = [{"question": f"{t}?", "choices": t.split()[:4], "answer": i % 4} for i, t in enumerate(texts)]
         (files / f"{name}-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     words = [
-        "compare", "--methods", "prompt-refuse", "--budget", "1", "--model", files / "model", "--dtype", "float32",
-        "--device", "cpu", "--forget", files / "forget.jsonl", "--retain", f"kitchen={files / 'kitchen.jsonl'}",
+        "compare", "--methods", "prompt-refuse", "--budget", "1", "--set", "alpha=0.2", "--model",
+        files / "model", "--dtype", "float32", "--device", "cpu", "--forget", files / "forget.jsonl", "--retain",
+        f"kitchen={files / 'kitchen.jsonl'}",
         f"garden={files / 'garden.jsonl'}", "--topic", f"t={files / 'forget-questions.jsonl'}", "--far",
         f"f={files / 'kitchen-questions.jsonl'}", "--out", tmp_path / "r.json", "--page", tmp_path / "r.html", "--json",
     ]  # fmt: skip
     assert main(list(map(str, words))) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["comparison"]["methods"]["prompt-refuse"]["fit"]["peak_memory_mb"] > 100
+    found = result["comparison"]["methods"]["prompt-refuse"]
+    assert found["fit"]["peak_memory_mb"] > 100
+    assert [point["setting"]["alpha"] for point in found["points"]] == [0.2]
     assert "What they cost" in (tmp_path / "r.html").read_text("utf-8")
 
 
@@ -154,8 +162,38 @@ def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
         (["--budget", "0"], "at least one configuration"),
         (["--forget", "x"], "go together"),
         (["--model", "m"], "--sae is needed"),
+        (["--tofu", "d", "--benchmark", "starter"], "in the place of questions"),
+        (["--set", "steps"], r"expected [METHOD.]NAME=VALUE"),
+        (["--methods", "static", "--set", "learning-rate=1e-4"], "none of the methods has it"),
+        (["--methods", "static", "--set", "npo.n=3"], "none of the methods has it"),
+        (["--methods", "static", "--set", "n=few"], "invalid int value"),
     ],
 )
 def test_wrong_use_is_named(words, message, capsys):
     assert main(["compare", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_values_that_are_set_take_the_place_of_the_grids():
+    args = SimpleNamespace(methods=["npo", "simnpo", "static"], grid="small", set=[])
+    args.set = ["learning-rate=1e-4,3e-4", "n=5", "npo.beta=0.5", "simnpo.learning-rate=1"]
+    npo, simnpo, static = methods_of(args)
+    assert npo.grid == {**BASELINES["npo"].grid, "learning_rate": [1e-4, 3e-4], "beta": [0.5]}
+    assert simnpo.grid == {**BASELINES["simnpo"].grid, "learning_rate": [1.0]}
+    assert static.grid == {**BASELINES["static"].grid, "n": [5]}
+
+
+def test_tofu_is_chosen_on_one_side_and_reported_on_the_other(comparison, tmp_path):
+    pytest.importorskip("rouge_score")
+    task = replace(Tofu(tofu_folder(tmp_path, each=12), whole=False), max_new_tokens=4)
+    result = replace(comparison, tuning=[task], tasks=[task], measure=None).run(Settings(), 0.01)
+    dev, test = split(task.items())
+    assert {record["item"] for record in result["records"]} == {item.id for item in test.items}
+    points = result["comparison"]["methods"]["prompt-refuse"]["points"]
+    assert {point["accuracy"]["topic"]["n"] for point in points} == {sum(item.role == "topic" for item in dev.items)}
+    head = comparison_tables(result)[0]["head"]
+    assert {"topic: right", "topic: ROUGE", "model utility"} <= set(head)
+    for record in result["records"]:
+        if record["subject"] == "prompt-refuse":
+            assert record["scores"]["refused"] == record["triggered"]
+            assert not (record["scores"]["refused"] and record["scores"]["accuracy"])

@@ -104,12 +104,12 @@ class TestAnswers:
         assert not is_refusal(answer)
 
 
-def tofu_folder(folder) -> Any:
+def tofu_folder(folder, each=3) -> Any:
     for stem, topic, wrong in (("forget10", "forget", 5), ("retain", "kitchen", 5), ("real_authors", "garden", 3),
                                ("world_facts", "garden", 3)):  # fmt: skip
-        made = passages(topic, 3 * (wrong + 3), words=5, seed=len(stem))
+        made = passages(topic, each * (wrong + 3), words=5, seed=len(stem))
         rows = []
-        for i in range(3):
+        for i in range(each):
             mine = made[i * (wrong + 3) :]
             row = {"question": mine[0] + "?", "answer": mine[1], "perturbed_answer": mine[3 : 3 + wrong]}
             rows.append(row | ({"paraphrased_answer": mine[2]} if wrong == 5 else {}))
@@ -146,6 +146,7 @@ class TestTofu:
             if item.domain in ("real authors", "world facts"):
                 expected /= expected + sum(math.exp(-each) for each in wrong)
             assert scores["probability"] == pytest.approx(expected, rel=1e-3)
+            assert scores["accuracy"] == (said < min(wrong))
 
     def test_utility_is_the_harmonic_mean_of_nine(self, tofu_run):
         records = tofu_run.records["unguarded"]

@@ -67,10 +67,6 @@ def written(guardrail: Guardrail, folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def _rate(share: dict) -> float:
-    return share["rate"]
-
-
 class TestGuardrail:
     def test_it_holds_every_figure(self, fitted):
         evidence = fitted.evidence
@@ -86,7 +82,8 @@ class TestGuardrail:
             assert 0 <= low <= figures["caught"]["rate"] <= high <= 1
             assert figures["threshold"] == max(bound["value"] for bound in figures["bounds"])
             highest = max(figures["bounds"], key=lambda bound: bound["value"])
-            assert highest["caught"] == figures["caught"] == min((b["caught"] for b in figures["bounds"]), key=_rate)
+            least = min(bound["caught"] for bound in figures["bounds"])
+            assert highest["caught"] == figures["caught"]["hits"] == least
             assert all(sum(counts) for counts in figures["histograms"]["counts"].values())
         assert set(evidence["corpora"]) == {"forget", "kitchen", "garden"}
         assert all(evidence["windows"][split] > 0 for split in ("fit", "calibration", "test"))
@@ -319,7 +316,7 @@ class TestOverlaps:
         retain["garden"] = [*passages("forget", 8, seed=3), *retain["garden"]]
         found = run(retain=retain)
         share = found.evidence["contamination"]["shares"]
-        assert share["kitchen"]["hits"] == 0
+        assert "kitchen" not in share
         assert share["garden"]["hits"] == found.evidence["contamination"]["quarantined"] >= 3
         said = overlaps(found.rule)[-1]
         assert f"({share['garden']['hits']} of {share['garden']['n']}) of garden read like the topic" in said

@@ -20,29 +20,40 @@ pytest.importorskip("confusable_homoglyphs")
 from saeguard.normalise import Rereader, normalised
 
 TEXT = "Which planet is closest to the Sun, and why?"
+KNOWN = {word.strip(",?").lower() for word in TEXT.split()}
 PLAIN = st.lists(st.text("abcdefghij", min_size=2, max_size=8), min_size=1, max_size=8).map(" ".join)
+
+
+def count(word: str) -> int:
+    """Tokens by a tokenizer that knows the words of the text, and letters."""
+    bare = word.strip(",?")
+    return 1 + len(word) - len(bare) if bare.lower() in KNOWN else len(word)
 
 
 class TestText:
     @pytest.mark.parametrize("spell", [spelling.spaced, spelling.hyphenated, spelling.zero_width, spelling.homoglyphs])
     def test_it_undoes_what_it_says(self, spell):
         assert spell(TEXT) != TEXT
-        assert normalised(spell(TEXT)) == TEXT
+        assert normalised(spell(TEXT), count) == TEXT
+
+    @pytest.mark.parametrize("spell", [spelling.rot13, spelling.in_base64, spelling.spaced_evenly, spelling.broken])
+    def test_it_deciphers(self, spell):
+        assert normalised(spell(TEXT), count).replace(", ", ",") == TEXT.replace(", ", ",")
 
     def test_it_undoes_unicode_forms(self):
-        assert normalised("Ｊｕｐｉｔｅｒ ﬁnds 𝐦𝐨𝐨𝐧") == "Jupiter finds moon"
+        assert normalised("Ｊｕｐｉｔｅｒ ﬁnds 𝐦𝐨𝐨𝐧", count) == "Jupiter finds moon"
 
     @given(PLAIN)
     def test_ordinary_text_is_left_alone(self, text):
-        assert normalised(text) == text
+        assert normalised(text, count) == text
 
     @given(st.text(max_size=60))
     def test_nothing_invisible_is_left(self, text):
-        assert not any(unicodedata.category(c) == "Cf" for c in normalised(text))
+        assert not any(unicodedata.category(c) == "Cf" for c in normalised(text, count))
 
     def test_names_and_hyphens_stay(self):
         for text in ("A well-known X-ray, a T-shirt, I think.", "café, naïve, Ünïcode", TEXT):
-            assert normalised(text) == text
+            assert normalised(text, count) == text
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def _overlapping() -> Guardrail:
     shares = {FORGET: _rates(1, 64), "arts": _rates(1, 64), "near physics": _rates(2, 64), HOSTILE: _rates(12, 64)}
     guardrail.evidence["contamination"] |= {"shares": shares, "forget_among_retain": _rates(20, 64)}
     for bound, hits in zip(guardrail.evidence["gates"]["evidence"]["bounds"], (25, 14, 4), strict=True):
-        bound["caught"] = _rates(hits, 30)
+        bound["caught"] = hits
     return guardrail
 
 

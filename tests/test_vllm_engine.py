@@ -66,7 +66,7 @@ def world(tmp_path_factory, tokenizer):
     threshold = (found[2] + found[3]) / 2
     assert silent < threshold < fires
     evidence = {"proof": {"fires": FIRES, "silent": word}}
-    guardrail = with_rule(guardrail, threshold=threshold, evidence=evidence)
+    guardrail = with_rule(guardrail, threshold=threshold, evidence=evidence, reach="onward")
     return folder, model, rows, guardrail
 
 
@@ -142,6 +142,23 @@ def test_same_answers_and_verdicts_as_attach(options, world, tokenizer, tmp_path
         assert [list(output.outputs[0].token_ids) for output in outputs] == expected
         assert set(agrees(llm, world, tokenizer, rows, outputs)) == {True, False}
     assert (max(starts.values()) > 1) == ("num_gpu_blocks_override" in options), "preempted requests start over"
+
+
+def test_prompts_that_are_read_in_one_step_are_clamped_whole(world, tokenizer, tmp_path):
+    _, model, rows, onward = world
+    guardrail = with_rule(onward, reach="all")
+    answers = {}
+    for name, one in {"all": guardrail, "onward": onward}.items():
+        with one.attach(model, tokenizer) as guard:
+            early = [guard.judge(row)[0].triggered for row in rows]
+            answers[name] = [generate(model, row)[0, row.shape[1] :].tolist() for row in rows]
+            late = [v.triggered for row in rows for v in guard.judge(generate(model, row)[:, :-1])]
+    settled = [i for i, row in enumerate(rows) if early[i] or not late[i]]
+    with engine(world, tmp_path, guardrail, max_num_seqs=8) as llm:
+        outputs = ask(llm, rows)
+    for i in settled:
+        assert list(outputs[i].outputs[0].token_ids) == answers["all"][i]
+    assert any(answers["all"][i] != answers["onward"][i] for i in settled)
 
 
 def test_the_operator_in_a_compiled_engine_does_the_same(world, tokenizer, tmp_path, monkeypatch):

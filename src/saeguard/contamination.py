@@ -56,11 +56,11 @@ class Contamination:
 
     @property
     def shares(self) -> dict[str, Rate]:
-        """By corpus, how many of its documents are outliers."""
+        """By corpus, how many of its documents are outliers; corpora without any are left out."""
         flags: dict[str, list[bool]] = {}
         for suspect in self.suspects:
             flags.setdefault(suspect.corpus, []).append(suspect.outlier)
-        return {name: Rate(sum(its), len(its)) for name, its in sorted(flags.items())}
+        return {name: Rate(sum(its), len(its)) for name, its in sorted(flags.items()) if any(its)}
 
     def as_dict(self) -> dict[str, Any]:
         """For the artifact: all outliers, and the nearest others up to `LISTED` a side."""

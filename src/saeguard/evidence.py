@@ -97,7 +97,7 @@ class GateResult:
             "threshold": self.threshold,
             "method": {"kind": type(self.calibration.method).__name__.lower()} | asdict(self.calibration.method),
             "bounds": [
-                asdict(bound) | {"caught": _measured(rate_above(self.forget, bound.value))}
+                asdict(bound) | {"caught": rate_above(self.forget, bound.value).hits}
                 for bound in self.calibration.bounds
             ],
             "caught": _measured(self.caught),

@@ -44,7 +44,10 @@ Change = Callable[[Question, Random], Prompt]
 
 @dataclass(frozen=True)
 class Attack:
-    """A named change of prompts. `tokens` is about how many it adds, which bounds how many items it is tried on."""
+    """A named change of prompts. `tokens` is about how many it adds, which bounds how many items it is tried on.
+
+    `shared` of them stand before the question, and are the same for all questions that get the same draw.
+    """
 
     name: str
     family: str
@@ -52,6 +55,7 @@ class Attack:
     change: Change
     tokens: int = 0
     needs: Need | None = None
+    shared: int = 0
 
 
 def quiz(question: str) -> Prompt:

@@ -10,7 +10,7 @@ listed with the reason.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,11 @@ from saeguard.attacks import steering, weights
 from saeguard.attacks.attack import CLEAN, NO_QUESTION, Attack
 from saeguard.attacks.catalogue import FAMILY_OF
 from saeguard.attacks.config import AttackConfig
+from saeguard.attacks.curves import Point, Relearner, accuracy
 from saeguard.attacks.reading import AnswerProbe, Lens, at_layer, layers_behind
+from saeguard.attacks.relearning import FAMILY, RELEARNING
 from saeguard.attacks.success import Blocked, Pair, Records, outcome
-from saeguard.attacks.task import Attacked, AttackedItem, attacked
+from saeguard.attacks.task import GROUPS, Attacked, AttackedItem, attacked
 from saeguard.errors import EvaluationError
 from saeguard.evaluation.harness import Settings, TaskRun, evaluate
 from saeguard.evaluation.sources import QuestionSet
@@ -38,24 +40,30 @@ CLEAN_TOKENS = 40
 
 @dataclass
 class Campaign:
-    """The unguarded model first, then what is attacked; `rows` and `left_out` grow as it goes."""
+    """The unguarded model first, then what is attacked; `rows`, `curves` and `left_out` grow as it goes.
+
+    `relearner` is for the attacks that train.
+    """
 
     subjects: Sequence[Subject]
     sets: Sequence[QuestionSet]
     config: AttackConfig
     work: Path
     say: Callable[[str], None] = lambda text: None
+    relearner: Relearner | None = None
     rows: list[Row] = field(default_factory=list)
+    curves: list[Row] = field(default_factory=list)
+    lessons: dict[str, Row] = field(default_factory=dict)
     left_out: list[dict[str, str]] = field(default_factory=list)
     records: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
     blocked: dict[str, Blocked] = field(default_factory=dict)
 
     def run(self, attacks: Sequence[Attack], others: Sequence[str]) -> None:
-        """The clean questions, attacks on prompts, then those of `others` (catalogue.WHITE_BOX) in the order given.
+        """The clean questions, attacks on prompts, then those of `others` (catalogue.FAMILY_OF) in the order given.
 
         Raises `EvaluationError` where nothing is blocked: there is nothing to attack.
         """
-        until = time.monotonic() + 60 * self.config.minutes
+        self._until = time.monotonic() + 60 * self.config.minutes
         self._clean()
         if not self._topic:
             raise EvaluationError(
@@ -65,13 +73,21 @@ class Campaign:
         jobs: list[tuple[str, str, Callable[[], None]]] = [
             (attack.name, attack.family, partial(self._attack, attack)) for attack in attacks
         ]
-        jobs += [(name, FAMILY_OF[name], partial(self._white_box, name)) for name in others]
+        jobs += [
+            (name, FAMILY_OF[name], partial(self._relearn if name in RELEARNING else self._white_box, name))
+            for name in others
+        ]
         for number, (name, family, job) in enumerate(jobs, 1):
-            if time.monotonic() > until:
-                self.leave_out(name, family, f"the {self.config.minutes:g} minutes were up: run again to go on")
-                continue
-            self.say(f"{number} of {len(jobs)}: {name}")
-            job()
+            if not self._late(name, family):
+                self.say(f"{number} of {len(jobs)}: {name}")
+                job()
+
+    def _late(self, name: str, family: str) -> bool:
+        """Whether the time is up, and an attack therefore left out."""
+        late = time.monotonic() > self._until
+        if late:
+            self.leave_out(name, family, f"the {self.config.minutes:g} minutes were up: run again to go on")
+        return late
 
     def leave_out(self, name: str, family: str, why: str) -> None:
         """Note an attack that is not made."""
@@ -99,7 +115,10 @@ class Campaign:
 
     def _attack(self, attack: Attack) -> None:
         model, tokenizer = self.subjects[0].loader.loaded
-        items = attacked(attack, self._chosen(attack.tokens), self.config.seed)
+        share = not any(subject.whole_prompts for subject in self.subjects)
+        again = any(rule.reaches_back for its in self._guarded() if its.guardrail for rule in its.guardrail.rules)
+        chosen = self._chosen(attack.tokens, attack.shared if share and not again else 0)
+        items = attacked(attack, chosen, self.config.seed, share=share)
         room = getattr(text_config(model), "max_position_embeddings", None)
         longest = max(len(item.prompt.ids(tokenizer)) for item in items) + CLEAN_TOKENS
         if room is not None and longest > room:
@@ -108,9 +127,11 @@ class Campaign:
         (run,) = self._evaluate(Attacked(attack.name, tuple(items)), self.subjects)
         self._add(attack.name, attack.family, attack.says, self._pairs(run))
 
-    def _chosen(self, tokens: int) -> list[QuestionItem]:
-        """The items that an attack of so many tokens is tried on, within the budget."""
-        most = max(1, self.config.budget // (tokens + CLEAN_TOKENS))
+    def _chosen(self, tokens: int, shared: int = 0) -> list[QuestionItem]:
+        """The items that an attack of so many tokens is tried on, within the budget: `shared` ones are read once a
+        group, whatever triggers."""
+        alone = self.config.budget // (tokens + CLEAN_TOKENS)
+        most = max(1, alone, (self.config.budget - GROUPS * shared) // (tokens - shared + CLEAN_TOKENS))
         domains = len({item.domain for item in self._off_topic}) or 1
         each = min(self.config.others, max(1, most // domains))
         return [*_first(self._topic, most), *limited(self._off_topic, each)]  # type: ignore[list-item]
@@ -141,6 +162,39 @@ class Campaign:
             (run,) = self._evaluate(Attacked(name, items), pair)
             says = f"weights rounded to {bits} bits, the guardrail as calibrated and its check overridden"
             self._add(name, "weights", says, self._pairs(run), note=refused or "the guardrail did not refuse")
+
+    def _relearn(self, name: str) -> None:
+        """Every subject's curve, on all questions on the topic: what is right then is compared with what was."""
+        assert self.relearner is not None
+        attack, relearner = RELEARNING[name], self.relearner
+        topic = [item for item in self._questions.values() if item.role == "topic"]
+        chosen = [*topic, *limited(self._off_topic, self.config.others)]
+        subjects = [s for s in self.subjects[1:] if s.guardrail or (s.attach is None and not attack.hooked)]
+        if not subjects:
+            self.leave_out(name, FAMILY, "it needs a guardrail or a checkpoint: --guardrail DIR, --checkpoint NAME=M")
+            return
+        lesson, self.lessons[name] = relearner.lesson(attack, chosen)
+        self.say(relearner.needs(attack, subjects, lesson))
+        task = Attacked(FAMILY, tuple(attacked(CLEAN, chosen, self.config.seed)))  # type: ignore[arg-type]
+        for subject in subjects:
+            before = [self._clean_of(one, task.attacked) for one in (self.subjects[0], subject)]
+            self.curves.append({"attack": name, "subject": subject.name, "epochs": 0, "refit": None,
+                                **_accuracies(subject, before)})  # fmt: skip
+            for epochs in relearner.epochs:
+                if not self._late(f"{name}-epoch-{epochs}", FAMILY):
+                    self._ask(task, subject, relearner.points(attack, subject, lesson, epochs))
+
+    def _clean_of(self, subject: Subject, items: Sequence[Item]) -> list[Record]:
+        ids = {item.id for item in items}
+        return [record for record in self.records["clean"][subject.name] if record.item in ids]
+
+    def _ask(self, task: Attacked, subject: Subject, points: Iterable[Point]) -> None:
+        for point in points:
+            (run,) = self._evaluate(task, point.models, kept_as=f"{point.name} of {subject.name}")
+            records = [run.records[model.name] for model in point.models]
+            self.curves.append({"subject": subject.name, **point.about, **_accuracies(subject, records)})
+            control = records[0] if subject.guardrail else self.records["clean"][self.subjects[0].name]
+            self._add(point.name, FAMILY, point.says, [(subject.name, Pair.of(control, records[-1]))], point.note)
 
     def _steered(self, name: str) -> None:
         items = tuple(attacked(CLEAN, self._chosen(0), self.config.seed))
@@ -173,12 +227,14 @@ class Campaign:
     def _guarded(self) -> list[Subject]:
         return [subject for subject in self.subjects if subject.guardrail is not None]
 
-    def _evaluate(self, task: Task, subjects: Sequence[Subject], split_: str = "all") -> list[TaskRun]:
+    def _evaluate(
+        self, task: Task, subjects: Sequence[Subject], split_: str = "all", kept_as: str | None = None
+    ) -> list[TaskRun]:
         """The items are chosen before, but for the clean questions: those are of one side and limited here."""
         limit = self.config.limit if task.name == "clean" else None
         settings = Settings(split_, limit, self.config.keep_text, self.config.seed)  # type: ignore[arg-type]
         runs = evaluate(subjects, [task], settings, work=self.work, show_progress=True)
-        self.records[task.name] = runs[0].records
+        self.records[kept_as or task.name] = runs[0].records
         return runs
 
     def _pairs(self, run: TaskRun) -> Iterator[tuple[str, Pair]]:
@@ -204,6 +260,13 @@ def _first(items: Sequence[QuestionItem], count: int) -> list[Item]:
     together = [replace(item, domain="") for item in items]
     ids = {item.id for item in limited(together, count)}
     return [item for item in items if item.id in ids]
+
+
+def _accuracies(subject: Subject, records: Sequence[Sequence[Record]]) -> Row:
+    """Of the model, and under its guardrail where there is one: those are the last records, and the first the model's
+    own."""
+    guarded = subject.guardrail is not None
+    return {"model": accuracy(records[0 if guarded else -1]), "guarded": accuracy(records[-1]) if guarded else None}
 
 
 def _as_unguarded(records: Sequence[Record]) -> list[Record]:

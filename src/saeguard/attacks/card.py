@@ -36,6 +36,8 @@ def make_card(campaign: Campaign) -> dict[str, Any]:
         ],
         "blocked": [{"subject": name, **its.counts()} for name, its in campaign.blocked.items()],
         "rows": campaign.rows,
+        "curves": campaign.curves,
+        "lessons": campaign.lessons,
         "left_out": campaign.left_out,
         "records": [
             {"attack": attack, "subject": name, **asdict(record)}

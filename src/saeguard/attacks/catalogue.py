@@ -9,6 +9,7 @@ from saeguard.attacks import dilution, rewriting, spelling, suffix, templates, t
 from saeguard.attacks.attack import Attack
 from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
+from saeguard.attacks.relearning import FAMILY, RELEARNING
 from saeguard.attacks.steering import SAYS
 from saeguard.attacks.suffix import Bounds
 from saeguard.errors import UsageError
@@ -17,13 +18,13 @@ from saeguard.evaluation.subject import Loader
 from saeguard.guardrail import Guardrail
 
 ALL = "all"
-FAMILY_OF = {
+WHITE_BOX = {
     **dict.fromkeys(("hook-removed", "quantised-8", "quantised-4"), "weights"),
     **dict.fromkeys(SAYS, "activations"),
     **dict.fromkeys(("lens", "probe"), "reading"),
 }
-WHITE_BOX = tuple(FAMILY_OF)
-"""Attacks that are no change of prompts."""
+"""Attacks on a guardrail that are no change of prompts; relearning is none either, and is of checkpoints too."""
+FAMILY_OF = {**WHITE_BOX, **dict.fromkeys(RELEARNING, FAMILY)}
 
 
 def prompt_attacks(

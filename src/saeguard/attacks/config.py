@@ -7,6 +7,7 @@ from typing import Literal
 
 from saeguard.options import option
 
+Refit = Literal["threshold", "whole"]
 FAMILIES = {
     "dilution": "filler before, after and around the question",
     "splitting": "the question over several turns",
@@ -21,6 +22,7 @@ FAMILIES = {
     "weights": "white box: the hook removed, the weights rounded to 8 and 4 bits",
     "activations": "white box: the residual stream changed in front of the guard or behind it",
     "reading": "white box: logit lens and linear probe behind the guard",
+    "relearning": "white box: the model trained further on the topic's text, its neighbours' or other text",
 }
 
 
@@ -41,6 +43,16 @@ class AttackConfig:
     )
     endpoint_model: str = option("model", "rewriting: the model's name at the endpoint")
     languages: tuple[str, ...] = option(("German", "Spanish", "Russian"), "rewriting: languages to translate into")
+    epochs: tuple[int, ...] = option((1, 5, 20, 50), "relearning: epochs after which the questions are asked")
+    documents: int = option(48, "relearning: at most about this many documents are trained on")
+    learning_rate: float = option(3e-5, "relearning: learning rate where all weights are trained, constant")
+    lora_learning_rate: float = option(3e-4, "relearning: learning rate of LoRA adapters, constant")
+    lora_rank: int = option(8, "relearning: rank of LoRA adapters")
+    batch: int = option(8, "relearning: windows in a step")
+    max_tokens: int = option(128, "relearning: tokens of a window")
+    refit: tuple[Refit, ...] = option(
+        (), "relearning: also ask after `refit` on the trained model, of the threshold alone or of the whole guardrail"
+    )
     steering_steps: int = option(40, "activations: steps of the search for a vector")
     keep_text: bool = option(False, "keep prompts and answers in the result")
     seed: int = option(0, "seed of everything random")

@@ -23,18 +23,23 @@ def attacks(materials: Materials, lengths: Sequence[int]) -> list[Attack]:
         Attack(
             f"dilution-{place}-{kind}-{tokens}", "dilution",
             f"{tokens} tokens of {kind} text {'before and after' if place == 'both' else place} the question",
-            _change(materials, place, kind, tokens), tokens, NEEDS.get(kind),
+            _change(materials, place, kind, tokens), tokens, NEEDS.get(kind), _before(place, tokens),
         )
         for place, kind in PLACES
         for tokens in lengths
     ]  # fmt: skip
 
 
+def _before(place: Place, tokens: int) -> int:
+    """How many of the tokens stand before the question."""
+    return {"before": tokens, "after": 0, "both": tokens // 2}[place]
+
+
 def _change(materials: Materials, place: Place, kind: Kind, tokens: int) -> Change:
     def change(question: Question, draw: Random) -> Prompt:
         if not tokens:
             return quiz(question.text)
-        before = {"before": tokens, "after": 0, "both": tokens // 2}[place]
+        before = _before(place, tokens)
         first, last = (materials.filler(kind, n, draw) if n else "" for n in (before, tokens - before))
         text = PROMPT.format(question=question.text)
         if last:

@@ -21,6 +21,11 @@ def spaced(text: str) -> str:
     return "   ".join(" ".join(word) for word in text.split())
 
 
+def spaced_evenly(text: str) -> str:
+    """L i k e t h i s: nothing tells where a word ends."""
+    return " ".join("".join(text.split()))
+
+
 def leetspeak(text: str) -> str:
     """L1k3 7h15."""
     return text.translate(LEET)
@@ -41,9 +46,14 @@ def hyphenated(text: str) -> str:
     return " ".join("-".join(word) for word in text.split())
 
 
-def halved(text: str) -> str:
+def halved(text: str, mark: str = "-") -> str:
     """A hyph-en in ev-ery lon-ger wo-rd."""
-    return " ".join(f"{w[: len(w) // 2]}-{w[len(w) // 2 :]}" if len(w) > 3 else w for w in text.split())
+    return " ".join(f"{w[: len(w) // 2]}{mark}{w[len(w) // 2 :]}" if len(w) > 3 else w for w in text.split())
+
+
+def broken(text: str) -> str:
+    """A spa ce in ev ery lon ger wo rd."""
+    return halved(text, " ")
 
 
 def homoglyphs(text: str) -> str:
@@ -58,11 +68,13 @@ def zero_width(text: str) -> str:
 
 SPELLINGS: dict[str, tuple[Callable[[str], str], str]] = {
     "spaced": (spaced, ""),
+    "spaced-evenly": (spaced_evenly, ""),
     "leetspeak": (leetspeak, ""),
     "rot13": (rot13, " (in ROT13, to be decoded first)"),
     "base64": (in_base64, " (in Base64, to be decoded first)"),
     "hyphens": (hyphenated, ""),
     "half-words": (halved, ""),
+    "broken-words": (broken, ""),
     "homoglyphs": (homoglyphs, ""),
     "zero-width": (zero_width, ""),
     "capitals": (str.upper, ""),

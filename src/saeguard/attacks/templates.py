@@ -54,7 +54,7 @@ def attacks(materials: Materials) -> list[Attack]:
     ]
     found += [
         Attack(name, "shots", f"after {count} answered questions ({role})", _after(materials, role, count),
-               25 * count, need)
+               25 * count, need, 25 * count)
         for name, role, count, need in SHOTS
     ]  # fmt: skip
     return found

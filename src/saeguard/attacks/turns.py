@@ -29,7 +29,7 @@ def attacks(materials: Materials, parts: Sequence[int] = PARTS, long: Sequence[i
     found.append(Attack("split-reversed", "splitting", "its second half in the first turn", _reversed, 60))
     found += [
         Attack(f"conversation-{count}", "conversations", f"after {count} turns on other things",
-               _after(materials, count), count * (TURN_TOKENS + 15), "far texts")
+               _after(materials, count), count * (TURN_TOKENS + 15), "far texts", count * (TURN_TOKENS + 15))
         for count in long
     ]  # fmt: skip
     return found

@@ -121,6 +121,12 @@ BASELINES: dict[str, Baseline] = {
             "guarded", settings.Conditional, {"n": (10, 20), "strength": (0.25, 0.5, 1.0, 2.0)},
         ),
         Baseline(
+            "conditional-refuse", "the same, and a feature that stands for refusal is raised at those tokens "
+            "(the refusal clamp of Khoriaty et al.)",
+            "refusal_clamp", settings.ConditionalRefuse,
+            {"n": (10, 20), "strength": (0.5, 2.0), "boost": (0.5, 2.0)},
+        ),
+        Baseline(
             "prompt-refuse", "a classifier of the prompt's text decides, the answer is a refusal",
             "prompted", settings.Prompted, {"regularisation": (0.1, 1.0, 10.0, 100.0), "alpha": (0.05, 0.1)},
             needs=frozenset({"retain"}),
@@ -128,7 +134,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "prompt-corrupt", "a classifier of the prompt's text decides, the prompt's embeddings are corrupted "
             "(ECO, Liu et al., arXiv 2406.07933)",
-            "prompted", settings.PromptCorrupt, {"regularisation": (1.0, 10.0), "strength": (0.5, 1.0, 2.0, 4.0)},
+            "prompted", settings.PromptCorrupt, {"strength": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)},
             needs=frozenset({"retain"}),
         ),
         _trained(

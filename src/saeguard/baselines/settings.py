@@ -71,6 +71,14 @@ class Conditional:
 
 
 @dataclass(frozen=True)
+class ConditionalRefuse(Conditional):
+    """Of `conditional-refuse`."""
+
+    boost: float = option(1.0, "what the refusal feature is given, as a share of what each active feature is moved by")
+    refusal_feature: int | None = option(None, "feature that stands for refusal (default: found on some refusals)")
+
+
+@dataclass(frozen=True)
 class Prompted:
     """Of `prompt-refuse`, and of every method whose gate is a classifier of prompts."""
 

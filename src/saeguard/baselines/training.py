@@ -31,7 +31,10 @@ OUTCOME_FILE = "outcome.json"
 
 @dataclass(frozen=True)
 class Job:
-    """A model ready to be trained, and what it is trained on. `folder` keeps the checkpoints."""
+    """A model ready to be trained, and what it is trained on. `folder` keeps the checkpoints.
+
+    `start` is a checkpoint of another training, of fewer steps, that this one goes on from.
+    """
 
     model: nn.Module
     tokenizer: Any
@@ -44,6 +47,7 @@ class Job:
     compute: torch.dtype
     folder: Path
     seed: int
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Outcome:
 
 def train(job: Job, *, show_progress: bool) -> Outcome:
     """Train, from the last checkpoint where there is one. Raises `NonFiniteLossError` or `BaselineError`."""
-    if (outcome := _finished(job.folder)) is not None:
+    if (outcome := finished(job.folder)) is not None:
         return outcome
-    start = last_checkpoint(job.folder)
+    start = last_checkpoint(job.folder) or job.start
     done = 0 if start is None else _step_of(start)
     with progress("training", job.settings.steps, unit="steps", show=show_progress, done=done) as advance:
         looks = _Looks(job, advance)
@@ -78,6 +82,15 @@ def train(job: Job, *, show_progress: bool) -> Outcome:
     outcome = Outcome(result, _step_of(result), looks.ended or "all steps were done", job.rule.before, utility)
     (job.folder / OUTCOME_FILE).write_text(json.dumps({**vars(outcome), "checkpoint": result.name}), "utf-8")
     return outcome
+
+
+def finished(folder: Path) -> Outcome | None:
+    """The outcome of a training that has ended."""
+    path = folder / OUTCOME_FILE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text("utf-8"))
+    return Outcome(**{**found, "checkpoint": folder / found["checkpoint"]})
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -168,14 +181,6 @@ def not_finite(what: str, step: int, job: Job) -> NonFiniteLossError:
     )
     error.step, error.checkpoint = step, None if kept is None else str(kept)
     return error
-
-
-def _finished(folder: Path) -> Outcome | None:
-    path = folder / OUTCOME_FILE
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text("utf-8"))
-    return Outcome(**{**found, "checkpoint": folder / found["checkpoint"]})
 
 
 def _state_of(checkpoint: Path) -> dict[str, Any]:

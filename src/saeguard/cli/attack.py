@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from saeguard.attacks.attack import Attack
     from saeguard.attacks.campaign import Campaign
     from saeguard.evaluation.endpoint import ChatEndpoint
+    from saeguard.evaluation.sources import TextSet
 
 HELP = "attack a guardrail: what a determined user can get back, as its robustness card"
 EXAMPLE = "saeguard attack all --guardrail guardrails/astronomy --out card.json"
@@ -34,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="attack.json", metavar="FILE", help="the card (default: attack.json); beside "
                         "it as a page (.html) and as Markdown (.md)")  # fmt: skip
     parser.add_argument("--render", metavar="FILE", help="draw the pages of this card again, without running")
+    parser.add_argument("--sae", metavar="S", help="for --refit: SAE folder or hub id (default: the one that the "
+                        "guardrail names)")  # fmt: skip
     add_common(parser)
     add_fields(parser, AttackConfig, skip=("seed",))
 
@@ -81,7 +86,10 @@ def _attacked(args: argparse.Namespace) -> Campaign:
     """The campaign, done."""
     from saeguard.attacks.campaign import Campaign
     from saeguard.attacks.catalogue import FAMILY_OF, lacking, prompt_attacks, wanted
+    from saeguard.attacks.curves import Relearner
     from saeguard.attacks.materials import Materials
+    from saeguard.attacks.relearning import RELEARNING
+    from saeguard.cli.loading import sae_of
 
     config = config_of(AttackConfig, args)
     if not args.names or not (args.guardrail or args.checkpoint):
@@ -105,10 +113,35 @@ def _attacked(args: argparse.Namespace) -> Campaign:
             if why and attack.name in args.names:
                 raise UsageError(f"{attack.name}: {why}")
             campaign.leave_out(attack.name, attack.family, why) if why else ready.append(attack)
+    others = [name for name in FAMILY_OF if name in names and (guardrails or name in RELEARNING)]
+    trained = [name for name in others if name in RELEARNING]
+    for name, why in _not_trained(trained, args.names, found.texts, bool(guardrails)).items():
+        campaign.leave_out(name, FAMILY_OF[name], why)
+        others.remove(name)
     for one in campaign.left_out:
         console(quiet=True).print(f"Not made: {one['attack']}: {one['why']}")
-    campaign.run(ready, [name for name in FAMILY_OF if name in names and guardrails])
+    if trained:
+        campaign.relearner = Relearner(config, found.texts, work / "relearning", partial(sae_of, source=args.sae))
+    campaign.run(ready, others)
     return campaign
+
+
+def _not_trained(
+    wanted: Sequence[str], named: Sequence[str], texts: Sequence[TextSet], guarded: bool
+) -> dict[str, str]:
+    """Attacks that train and are not made, with the reason. Raises `UsageError` where one of them is named."""
+    from saeguard.attacks.relearning import FAMILY, RELEARNING
+
+    found = {}
+    for name in wanted:
+        why = RELEARNING[name].lacks(texts, guarded=guarded)
+        if why and name in named:
+            raise UsageError(f"{name}: {why}")
+        if why is None and name not in named and FAMILY not in named:
+            why = f"it trains the model, which takes long: saeguard attack {FAMILY}, or its name"
+        if why:
+            found[name] = why
+    return found
 
 
 def _endpoint(config: AttackConfig) -> ChatEndpoint | None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from saeguard.baselines.catalogue import BASELINES
 from saeguard.cli.judging import add_report, add_sources, show, sources
-from saeguard.cli.options import add_common, add_model, console
+from saeguard.cli.options import add_common, add_model, console, value_of
 from saeguard.cli.texts import add_texts, fit_texts
 from saeguard.errors import UsageError
 
 if TYPE_CHECKING:
     from saeguard.baselines.catalogue import Baseline, Cost, Trial
+    from saeguard.evaluation.task import Task
 
 HELP = "several methods with equal tuning budgets: one table and one frontier"
 EXAMPLE = "saeguard compare --methods dsg evidence probe static prompt-refuse --out compare.json --page compare.html"
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="configurations that each method may try (default: 8)")  # fmt: skip
     parser.add_argument("--grid", choices=("small", "paper"), default="small",
                         help="values tried of methods that train (default: small)")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="[METHOD.]NAME=VALUE[,VALUE]",
+                        help="values tried of a setting in place of the grid's, of each method that has it or of one: "
+                        "steps=10 npo.learning-rate=1e-4,3e-4")  # fmt: skip
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="X",
                         help="accuracy off the topic that a setting may cost (default: 0.01)")  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
@@ -39,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="go on although the SAE does not fit (see doctor)")
     add_texts(parser)
     add_sources(parser)
+    parser.add_argument("--tofu", metavar="DIR", help="instead of questions: folder with TOFU's four *_perturbed.jsonl "
+                        "files, to choose on their dev side and report on their test side")  # fmt: skip
+    parser.add_argument("--never-taught", metavar="FILE", help="--tofu: result of a model that was never taught the "
+                        "forget set, for forget quality")  # fmt: skip
     parser.add_argument("--out", default="compare.json", metavar="FILE", help="the result (default: compare.json)")
     parser.add_argument("--work", metavar="DIR", help="where finished work is kept (default: as OUT, ending in .work); "
                         "a killed comparison resumes there")  # fmt: skip
@@ -50,21 +58,16 @@ def run(args: argparse.Namespace) -> None:
     """Compare, write the result, show it. Raises `UsageError`."""
     from pathlib import Path
 
-    from saeguard.baselines.grids import with_grid
-    from saeguard.evaluation.catalogue import make_tasks
     from saeguard.evaluation.comparison import Comparison, Measure
-    from saeguard.evaluation.config import EvalConfig
     from saeguard.evaluation.harness import Settings
     from saeguard.evaluation.result import write_result
     from saeguard.evaluation.subject import Loader
 
     if args.budget < 1:
         raise UsageError(f"--budget {args.budget}: each method needs at least one configuration")
-    methods = [with_grid(BASELINES[name], args.grid) for name in dict.fromkeys(args.methods)]
+    methods = methods_of(args)
     work = Path(args.work or Path(args.out).with_suffix(".work"))
-    found = sources(args, [])
-    near = ["near"] if any(one.role == "near" for one in found.questions) else []
-    tuning, tasks = (make_tasks(names, found, EvalConfig()) for names in (["mcq", *near], ["mcq", *near, "open"]))
+    tuning, tasks = _tasks(args)
     trial = _trial(args, methods, work)
     measure: Measure | None = (lambda *one: _measured(args, *one)) if args.costs else None
     comparison = Comparison(Loader(trial.load), trial, methods, args.budget, tuning, tasks, measure, work)
@@ -73,6 +76,55 @@ def run(args: argparse.Namespace) -> None:
     show(result, args)
     if not args.json:
         console().print(f"\nResult: {args.out}. Draw it again: saeguard eval --render {args.out} --page page.html")
+
+
+def methods_of(args: argparse.Namespace) -> list[Baseline]:
+    """The methods with the values that are tried. Raises `UsageError`."""
+    from dataclasses import fields, replace
+
+    from saeguard.baselines.grids import with_grid
+
+    given = [_given(pair) for pair in args.set]
+    methods, used = [], set()
+    for one in (with_grid(BASELINES[name], args.grid) for name in dict.fromkeys(args.methods)):
+        names, grid = {field.name for field in fields(one.settings)}, dict(one.grid)
+        for method, name, words in given:
+            if method in ("", one.name) and name in names:
+                grid[name] = [value_of(one.settings, name, word) for word in words]
+                used.add((method, name))
+        methods.append(replace(one, grid=grid))
+    for method, name, _ in given:
+        if (method, name) not in used:
+            raise UsageError(f"--set {name}: none of the methods has it (see `saeguard baseline NAME -h`)")
+    return methods
+
+
+def _given(pair: str) -> tuple[str, str, list[str]]:
+    """A `--set` as method (or nothing for all), setting and values. Raises `UsageError`."""
+    key, equals, values = pair.partition("=")
+    if not (equals and values):
+        raise UsageError(f"--set {pair}: expected [METHOD.]NAME=VALUE, or several values with commas between them")
+    method, _, name = key.rpartition(".")
+    return method, name.replace("-", "_"), values.split(",")
+
+
+def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[Task]]:
+    """On what settings are chosen, and what is reported. Raises `UsageError`."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from saeguard.evaluation.catalogue import make_tasks, tofu
+    from saeguard.evaluation.config import EvalConfig
+
+    if args.tofu is not None:
+        if args.benchmark or args.topic or args.near or args.far:
+            raise UsageError("--tofu stands in the place of questions: leave out --benchmark, --topic, --near, --far")
+        task = tofu(Path(args.tofu), args.never_taught, whole=False)
+        return [replace(task, max_new_tokens=1)], [task]  # accuracy, by which one chooses, is not of what is written
+    found = sources(args, [])
+    near = ["near"] if any(one.role == "near" for one in found.questions) else []
+    tuning = ["mcq", *near]
+    return make_tasks(tuning, found, EvalConfig()), make_tasks([*tuning, "open"], found, EvalConfig())
 
 
 def _trial(args: argparse.Namespace, methods: list[Baseline], work: Any) -> Trial:

@@ -31,7 +31,7 @@ def add_subjects(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", **MANY, metavar="NAME=M", help="other models to judge: hub ids, folders, PEFT adapter folders"
     )
     parser.add_argument("--normalise", action="store_true", help="let guardrails read prompts also with odd spelling "
-                        "undone: Unicode forms, invisible characters, look-alikes, spaced letters")  # fmt: skip
+                        "undone: look-alikes, spaced letters, leetspeak, ROT13, Base64 and others")  # fmt: skip
     add_model(parser)
 
 

@@ -6,8 +6,9 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from saeguard.embedded import LAYER, embedded_model, embedded_sae
+from saeguard.embedded import LAYER, SAE_SOURCE, embedded_model, embedded_sae
 from saeguard.errors import UsageError
+from saeguard.guardrail import Guardrail
 from saeguard.model import load_model
 from saeguard.sae.autoencoder import SparseAutoencoder
 
@@ -34,6 +35,12 @@ def sae_and_layer(sae: str | None, layer: int | None, *, embedded: bool) -> tupl
     if layer is None:
         raise UsageError(f"--layer is needed: the SAE {sae} does not say which layer it was trained on")
     return found, layer
+
+
+def sae_of(guardrail: Guardrail, source: str | None = None) -> SparseAutoencoder:
+    """The SAE of a source, by default the one that a guardrail was fitted with."""
+    source = source or guardrail.sae["source"]
+    return embedded_sae() if source == SAE_SOURCE else SparseAutoencoder.load(source)
 
 
 def load(args: argparse.Namespace) -> Loaded:

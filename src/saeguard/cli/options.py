@@ -57,6 +57,16 @@ def config_of(config: type[C], args: argparse.Namespace, start: C | None = None)
     return dataclasses.replace(config() if start is None else start, **given)  # type: ignore[type-var]
 
 
+def value_of(config: type, name: str, word: str) -> Any:
+    """A field's value as its option reads it. Raises `UsageError`."""
+    parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
+    add_fields(parser, config)
+    try:
+        return getattr(parser.parse_args([f"--{name.replace('_', '-')}={word}"]), name)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+
+
 def words_of(config: Any) -> list[str]:
     """The options that give this config dataclass again."""
     words: list[str] = []

@@ -13,7 +13,6 @@ from saeguard.config import RefitConfig
 
 if TYPE_CHECKING:
     from saeguard.guardrail import Guardrail
-    from saeguard.sae.autoencoder import SparseAutoencoder
 
 HELP = "a guardrail anew for its model after training, and how far that has moved"
 EXAMPLE = (
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Refit, save, and say how far the model moved and how good the new guardrail is."""
-    from saeguard.cli.loading import load
+    from saeguard.cli.loading import load, sae_of
     from saeguard.cli.texts import fit_texts
     from saeguard.doctor.reading import Subject
     from saeguard.guardrail import Guardrail
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     given = args.forget or args.retain
     forget, retain = (args.forget, named_files(args.retain)) if given else fit_texts(args)
     loaded = load(args)
-    subject = Subject(loaded.model, loaded.tokenizer, _sae(args.sae, old), old.layer)
+    subject = Subject(loaded.model, loaded.tokenizer, sae_of(old, args.sae), old.layer)
     guardrail = refit(
         old, subject, forget=forget, retain=retain, config=config_of(RefitConfig, args),
         work_dir=args.work or f"{args.out}.work", show_progress=True,
@@ -64,14 +63,6 @@ def run(args: argparse.Namespace) -> None:
     print_report(guardrail, console())
     _print_drift(guardrail)
     console().print(f"\nSaved to {folder}. Next: saeguard inspect {folder} --page page.html")
-
-
-def _sae(source: str | None, guardrail: Guardrail) -> SparseAutoencoder:
-    from saeguard.embedded import SAE_SOURCE, embedded_sae
-    from saeguard.sae.autoencoder import SparseAutoencoder
-
-    source = source or guardrail.sae["source"]
-    return embedded_sae() if source == SAE_SOURCE else SparseAutoencoder.load(source)
 
 
 def _print_drift(guardrail: Guardrail) -> None:

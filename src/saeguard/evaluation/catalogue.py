@@ -98,9 +98,13 @@ def _muse(sources: Sources, config: EvalConfig) -> Task:
 
 
 def _tofu(sources: Sources, config: EvalConfig) -> Task:
-    folder = Path(_needed(config.tofu, "tofu", "--tofu DIR"))
-    ratios = scores_of(read_result(config.never_taught), "tofu", "forget", "truth_ratio") if config.never_taught else {}
-    return Tofu(folder, ratios)
+    return tofu(Path(_needed(config.tofu, "tofu", "--tofu DIR")), config.never_taught)
+
+
+def tofu(folder: Path, never_taught: str | None, *, whole: bool = True) -> Tofu:
+    """TOFU, with the result of a model that was never taught it; not `whole`, it has a dev side."""
+    ratios = scores_of(read_result(never_taught), "tofu", "forget", "truth_ratio") if never_taught else {}
+    return Tofu(folder, ratios, whole=whole)
 
 
 def _mtbench(sources: Sources, config: EvalConfig) -> Task:

@@ -20,15 +20,22 @@ def fit_duplicates(fitted: Mapping[str, Corpus], items: Sequence[tuple[str, Item
 
     `items` are (task, item). Items shorter than `MIN_CHARACTERS` are only compared whole.
     """
+    return [
+        {"task": task, "domain": item.domain, "item": item.id, "corpus": name}
+        for name, corpus in fitted.items()
+        for task, item in items_in([d.text for d in corpus.documents() if d.split != "test"], items)
+    ]
+
+
+def items_in(texts: Sequence[str], items: Sequence[tuple[str, Item]]) -> list[tuple[str, Item]]:
+    """The items that stand in these texts, by the rule above."""
+    plain = [_plain(text) for text in texts]
+    keys, everything = {text_key(text) for text in plain}, "\n".join(plain)
     found = []
-    for name, corpus in fitted.items():
-        texts = [_plain(document.text) for document in corpus.documents() if document.split != "test"]
-        keys = {text_key(text) for text in texts}
-        everything = "\n".join(texts)
-        for task, item in items:
-            text = _plain(item.content)
-            if (len(text) >= MIN_CHARACTERS and text in everything) or text_key(text) in keys:
-                found.append({"task": task, "domain": item.domain, "item": item.id, "corpus": name})
+    for task, item in items:
+        text = _plain(item.content)
+        if (len(text) >= MIN_CHARACTERS and text in everything) or text_key(text) in keys:
+            found.append((task, item))
     return found
 
 

@@ -149,12 +149,22 @@ def answer_batch(
 
 
 def answer_prompts(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], batch: Sequence[Question], guard: Watch | None
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    batch: Sequence[Question],
+    guard: Watch | None,
+    *,
+    share: bool = False,
 ) -> list[Answer]:
-    """In cloze form, questions with equally many options that are asked by the ids of any prompts."""
+    """In cloze form, questions with equally many options that are asked by the ids of any prompts.
+
+    `share`: what the prompts have in common is read once (prefix.py).
+    """
     options = [[text_ids(tokenizer, f" {choice}") for choice in question.choices] for question in batch]
     answers = []
-    for one, its, question in zip(read_options(model, prompts, options, guard), options, batch, strict=True):
+    reads = read_options(model, prompts, options, guard, share=share)
+    for one, its, question in zip(reads, options, batch, strict=True):
         scores = []
         for option, later in zip(its, one.later, strict=True):
             rest = later[torch.arange(len(option) - 1), torch.tensor(option[1:], dtype=torch.long)]

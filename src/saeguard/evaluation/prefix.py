@@ -1,4 +1,5 @@
-"""Prompts that share their beginning: a prompt is read once, and each of its branches is read on from its cache.
+"""Prompts that share their beginning: a prompt is read once, and each of its branches is read on from its cache. What
+several prompts begin with can be read once too; a guard that judges only whole prompts must not be read with like that.
 
 All in inference mode and in batches of a fixed make-up, so that a guarded and an unguarded run see the same shapes and
 a row that does not trigger keeps its bits.
@@ -6,6 +7,7 @@ a row that does not trigger keeps its bits.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,9 @@ from torch import Tensor
 from transformers import Cache
 
 from saeguard.verdicts import Verdict, Watch
+
+BATCH_TOKENS = 12_000
+"""Prompt and option tokens of one batch, which bounds the memory that its cache takes."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class ReadOn(Read):
     later: tuple[Tensor, ...]
 
 
+_Prompts = tuple[Tensor, Tensor, Cache]
+"""Prompts that were read: logits (rows, vocabulary) after the last token, the mask, and the cache."""
+
+
 def read(model: Any, rows: Sequence[list[int]], guard: Watch | None) -> list[Read]:
     """Read token sequences in one batch."""
     logits, _, _ = _read_prompts(model, rows)
@@ -42,10 +51,35 @@ def read(model: Any, rows: Sequence[list[int]], guard: Watch | None) -> list[Rea
 
 
 def read_options(
-    model: Any, prompts: Sequence[list[int]], branches: Sequence[Sequence[list[int]]], guard: Watch | None
+    model: Any,
+    prompts: Sequence[list[int]],
+    branches: Sequence[Sequence[list[int]]],
+    guard: Watch | None,
+    *,
+    share: bool = False,
 ) -> list[ReadOn]:
-    """Read prompts, then equally many branches of each; the verdicts are those on the prompts alone."""
-    logits, mask, cache = _read_prompts(model, prompts)
+    """Read prompts, then equally many branches of each; the verdicts are those on the prompts alone.
+
+    `share`: what all prompts begin with is read once, the rest of them a few at a time.
+    """
+    shared = common_prefix(prompts) if share and len(prompts) > 1 else 0
+    if shared == 0:
+        return _branched(model, _read_prompts(model, prompts), branches, guard)
+    _, mask, cache = _read_prompts(model, [prompts[0][:shared]])
+    at_once = max(1, BATCH_TOKENS // (len(branches[0]) * max(map(len, prompts))))
+    found = []
+    for start in range(0, len(prompts), at_once):
+        some = slice(start, start + at_once)
+        begun = _read_rest(model, [row[shared:] for row in prompts[some]], mask, copy.deepcopy(cache))
+        found += _branched(model, begun, branches[some], guard)
+    return found
+
+
+def _branched(
+    model: Any, prompts: _Prompts, branches: Sequence[Sequence[list[int]]], guard: Watch | None
+) -> list[ReadOn]:
+    """Read the branches of prompts that were read just now."""
+    logits, mask, cache = prompts
     reads = _reads(logits, guard)
     per_prompt = len(branches[0])
     rows = [branch for its in branches for branch in its]
@@ -80,14 +114,20 @@ def common_prefix(rows: Sequence[list[int]]) -> int:
     return next((i for i in range(longest) if len({row[i] for row in rows}) > 1), longest)
 
 
-def _read_prompts(model: Any, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor, Cache]:
-    """Logits (rows, vocabulary) after the last token, the mask, and the cache."""
+def _read_prompts(model: Any, rows: Sequence[list[int]]) -> _Prompts:
     ids, mask = _pad(rows, left=True)
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     with torch.inference_mode():
         out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     return out.logits[:, -1].float().cpu(), mask, out.past_key_values
+
+
+def _read_rest(model: Any, rows: Sequence[list[int]], mask: Tensor, cache: Cache) -> _Prompts:
+    """Prompts of which `cache` holds the one beginning, by the `rows` of what follows it."""
+    tokens, token_mask = _pad(rows, left=True)
+    logits = _read_on(model, tokens, token_mask, mask, cache, len(rows), keep=1)[:, -1]
+    return logits, torch.cat([mask.repeat_interleave(len(rows), dim=0), token_mask.to(mask.device)], dim=1), cache
 
 
 def _read_on(

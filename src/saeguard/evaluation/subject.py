@@ -72,13 +72,17 @@ class Opened:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to judge, by name. `identity` says what its records depend on beside the model."""
+    """Something to judge, by name. `identity` says what its records depend on beside the model.
+
+    `whole_prompts`: it judges a prompt that is read in one pass, and not what is read on from a cache.
+    """
 
     name: str
     loader: Loader
     attach: Attach | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     guardrail: Guardrail | None = None
+    whole_prompts: bool = False
 
     @classmethod
     def guarded(cls, name: str, loader: Loader, guardrail: Guardrail, *, normalise: bool = False) -> Subject:
@@ -87,7 +91,9 @@ class Subject:
             "guardrail": fingerprint(guardrail.rules), "layer": guardrail.layer, "sae": dict(guardrail.sae),
             **({"normalise": True} if normalise else {}),
         }  # fmt: skip
-        return cls(name, loader, partial(guardrail.attach, normalise=normalise), identity, guardrail)
+        attach = partial(guardrail.attach, normalise=normalise)
+        at_once = any(rule.gate.moment == "block" for rule in guardrail.rules)
+        return cls(name, loader, attach, identity, guardrail, whole_prompts=normalise or at_once)
 
     @classmethod
     def fitted(cls, name: str, loader: Loader, source: str, *, normalise: bool = False) -> Subject:
@@ -98,7 +104,7 @@ class Subject:
         if not prompt_gate.KIND.is_at(source):
             return cls.guarded(name, loader, Guardrail.from_pretrained(source), normalise=normalise)
         gate = prompt_gate.PromptGate.from_pretrained(source)
-        return cls(name, loader, gate.attach, gate.identity)
+        return cls(name, loader, gate.attach, gate.identity, whole_prompts=True)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

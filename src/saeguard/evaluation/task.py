@@ -13,7 +13,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from saeguard.choices import Role
 from saeguard.corpus import text_key
@@ -115,7 +115,7 @@ class Task(ABC):
 
     name: str
     measures: tuple[Measure, ...] = ()
-    whole: ClassVar[bool] = False
+    whole: bool = False
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saeguard.errors import EvaluationError
-from saeguard.report import card_plots
+from saeguard.report import card_plots, curve_view
 from saeguard.report.card_view import (
     CANNOT,
     HEAD,
@@ -49,7 +49,8 @@ def card_page(card: Mapping[str, Any]) -> str:
     return filled(
         "card.html.j2", title=_title(card), lead=LEAD, tiles=tiles(card),
         head=HEAD, families=families(card), clean_head=CLEAN_HEAD, clean=clean_rows(card), plots=_plots(card),
-        blocked_head=BLOCKED_HEAD, blocked=blocked_rows(card),
+        blocked_head=BLOCKED_HEAD, blocked=blocked_rows(card), curve_title=curve_view.TITLE,
+        curve_head=curve_view.HEAD, curves=curve_view.curve_rows(card), lessons=curve_view.lessons(card),
         meanings=MEANINGS, left_out=left_out(card), cannot=CANNOT, tested=tested(card), intervals=INTERVALS,
     )  # fmt: skip
 
@@ -62,6 +63,9 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         lines += [f"## {family.name}: {family.says} ({family.subject})", ""]
         lines += [*markdown_table(HEAD, [row.cells for row in family.rows]), ""]
         lines += [f"- {row.attack}: {row.note}" for row in family.rows if row.note] + [""]
+    if curves := curve_view.curve_rows(card):
+        lines += [f"## {curve_view.TITLE}", "", *markdown_table(curve_view.HEAD, curves), ""]
+        lines += [*(f"- {sentence}" for sentence in curve_view.lessons(card)), ""]
     lines += ["## What the columns mean", "", *(f"- **{name}**: {meaning}" for name, meaning in MEANINGS)]
     lines += [f"- {INTERVALS}", "", "## What cannot be held", "", *(f"- {sentence}" for sentence in CANNOT), ""]
     if missing := left_out(card):
@@ -74,8 +78,11 @@ def print_card(card: Mapping[str, Any], console: Console) -> None:
     _print_rows(BLOCKED_HEAD, [(cells, "") for cells in blocked_rows(card)], console)
     for family in families(card):
         console.print(Text(f"\n{family.name}: {family.says} ({family.subject})", style="bold"))
-        rows = [(row.cells[:7], "yellow" if row.strong else "") for row in family.rows]
-        _print_rows(HEAD[:7], rows, console)
+        rows = [(row.cells[:8], "yellow" if row.strong else "") for row in family.rows]
+        _print_rows(HEAD[:8], rows, console)
+    if curves := curve_view.curve_rows(card):
+        console.print(Text(f"\n{curve_view.TITLE}", style="bold"))
+        _print_rows(curve_view.HEAD[:9], [(cells[:9], "") for cells in curves], console)
     for names, why in left_out(card):
         console.print(Text(f"Not made: {names}: {why}"))
     console.print(Text("\nWhat cannot be held", style="bold"))
@@ -108,4 +115,6 @@ def _plots(card: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     some = [row for row in rows if row["family"] == "dilution"]
     if len({round(row["cost"]["tokens"]) for row in some}) > 1:
         made.append(("Dilution: success against the tokens of filler", card_plots.dilution(some)))
+    if curves := curve_view.plot(card):
+        made.append(("Relearning: right answers on the topic against epochs, of every subject", curves))
     return [(caption, Markup(scoped(svg, f"p{i}"))) for i, (caption, svg) in enumerate(made)]

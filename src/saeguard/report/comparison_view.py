@@ -21,13 +21,27 @@ FIGURES = (
     ("topic, open: refusals", "open", "refusal", "topic"),
     ("near, open: gibberish", "open", "gibberish", "near"),
     ("far, open: gibberish", "open", "gibberish", "far"),
+    ("topic: right", "tofu", "accuracy", "topic"),
+    ("topic: refused", "tofu", "refused", "topic"),
+    ("topic: ROUGE", "tofu", "rouge", "topic"),
+    ("topic: probability", "tofu", "probability", "topic"),
+    ("topic: gibberish", "tofu", "gibberish", "topic"),
+    ("forget quality", "tofu", "forget quality", "topic"),
+    ("near: right", "tofu", "accuracy", "near"),
+    ("near: refused", "tofu", "refused", "near"),
+    ("near: ROUGE", "tofu", "rouge", "near"),
+    ("near: gibberish", "tofu", "gibberish", "near"),
+    ("far: right", "tofu", "accuracy", "far"),
+    ("far: refused", "tofu", "refused", "far"),
+    ("far: ROUGE", "tofu", "rouge", "far"),
+    ("model utility", "tofu", "model utility", "far"),
 )
 COSTS = ("method", "configurations tried", "chosen", "MB to ship")
 MEASURED = ("fit: seconds", "fit: peak MB", "ms a token", "overhead")
 NOTE = (
     "Every method tried the same number of configurations, or all of its grid where that is smaller, and was chosen by "
     "one rule on dev items; figures are of test items. A refused question counts as not right, on the topic as "
-    "elsewhere, so a refusing method can fall below chance (a quarter): judge it by what it keeps and what it refuses."
+    "elsewhere, so a refusing method can fall below chance: judge it by what it keeps and what it refuses."
 )
 COST_NOTE = (
     "Fitting: the chosen configuration alone, from nothing, in a process of its own. A token: median over single "
@@ -61,8 +75,7 @@ def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The frontier on test items, and for each method all that it tried on dev items."""
-    far, near, topic = (find(result, *key) for key in (
-        ("mcq", "accuracy", "far"), ("near", "accuracy", "near"), ("mcq", "accuracy", "topic")))  # fmt: skip
+    far, near, topic = (_accuracy(result, role) for role in ("far", "near", "topic"))
     made = []
     for label, figure in (("accuracy on neighbours", near), ("accuracy on far topics", far)):
         if figure is not None and topic is not None:
@@ -90,6 +103,11 @@ def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return made
 
 
+def _accuracy(result: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
+    found = (find(result, *key) for _, *key in FIGURES if (key[1], key[2]) == ("accuracy", role))
+    return next((figure for figure in found if figure is not None), None)
+
+
 def _value(figure: Mapping[str, Any], name: str) -> str:
     estimate = figure["estimates"].get(name)
     return "-" if estimate is None else value(figure["kind"], estimate["value"])
@@ -97,7 +115,8 @@ def _value(figure: Mapping[str, Any], name: str) -> str:
 
 def _with_interval(figure: Mapping[str, Any], name: str) -> str:
     estimate = figure["estimates"].get(name)
-    return _value(figure, name) + ("" if estimate is None else f" ({interval(figure['kind'], estimate)})")
+    between = "" if estimate is None else interval(figure["kind"], estimate)
+    return _value(figure, name) + (f" ({between})" if between else "")
 
 
 def _costs(methods: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from saeguard.calibration import Rate
 from saeguard.report.formatting import percent
 from saeguard.report.view import Share, alpha, chosen_summary
 from saeguard.rule import Rule
@@ -64,10 +65,11 @@ def _inseparable(rule: Rule) -> list[str]:
     """Corpora that alone would keep the gate from catching half of the topic, the worst first."""
     level, summary = alpha(rule), chosen_summary(rule) or {}
     false: Mapping[str, Any] = summary.get("false_positives", {})
+    of_topic = (summary.get("caught") or {}).get("n", 0)
     caught = [
-        Share.of(bound["group"], bound["caught"])
+        Share.of(bound["group"], Rate(bound["caught"], of_topic).as_dict())
         for bound in summary.get("bounds", ())
-        if bound["group"] in false and bound.get("caught")
+        if of_topic and bound["group"] in false and "caught" in bound
     ]
     near = sorted((share for share in caught if share.rate < APART), key=lambda share: share.rate)
     if level is None or not near:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from saeguard.errors import EvaluationError
 from saeguard.evaluation.subject import Opened
@@ -33,7 +33,7 @@ class LMEval(Task):
         default=tuple(Measure(name, "mean", f"{name}, as the harness computes it", "knowledge") for name in METRICS),
         init=False,
     )
-    whole: ClassVar[bool] = True
+    whole: bool = field(default=True, init=False)
 
     @property
     def settings(self) -> Mapping[str, Any]:

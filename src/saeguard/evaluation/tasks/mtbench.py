@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class MTBench(Task):
     max_new_tokens: int = 256
     name: str = "mtbench"
     measures: tuple[Measure, ...] = field(default=MEASURES, init=False)
-    whole: ClassVar[bool] = True
+    whole: bool = field(default=True, init=False)
 
     @property
     def settings(self) -> Mapping[str, Any]:

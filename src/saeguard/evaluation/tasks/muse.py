@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -66,7 +66,7 @@ class Muse(Task):
     retrained_auc: float | None = None
     name: str = "muse"
     measures: tuple[Measure, ...] = field(default=MEASURES, init=False)
-    whole: ClassVar[bool] = True
+    whole: bool = field(default=True, init=False)
 
     @property
     def settings(self) -> Mapping[str, Any]:
