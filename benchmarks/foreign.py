@@ -1,6 +1,6 @@
 """What `fit` says of forget text that is partly foreign, and of a topic that is not, by the shares it warns by.
 
-    python benchmarks/foreign.py DATA_FOLDER [--work DIR] [--passages 800]
+    python benchmarks/foreign.py DATA_FOLDER [--work DIR] [--passages 800] [--topics astronomy ...]
 
 DATA_FOLDER and DIR as in `layers.py`; only layer 6 is used. First the seven topics as they are, then topics with
 documents of another corpus among their own (taken out of that corpus). *Left out* is what the quarantine takes of the
@@ -91,13 +91,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("layers.work"))
     parser.add_argument("--passages", type=int, default=800)
+    parser.add_argument("--topics", nargs="*")
     args = parser.parse_args()
     reading = read(args.data, args.work, (LAYER,), args.passages)
-    topics = list(dict.fromkeys(entry.corpus for entry in reading.entries if entry.split == "question"))
+    named = args.topics or dict.fromkeys(entry.corpus for entry in reading.entries if entry.split == "question")
+    jobs = [*((name, "", 0.0) for name in named), *(job for job in MIXED if job[0] in named)]
     texts = Texts.of(reading)
     print("| topic | foreign | left out | among retain | foreign, left out | foreign, among retain | retain |")
     print("|---|---|---|---|---|---|---|")
-    for topic, other, share in (*((name, "", 0.0) for name in topics), *MIXED):
+    for topic, other, share in jobs:
         foreign = texts.some(other, share, topic) if share else frozenset()
         print(line(topic, other, share, texts.judged(topic, foreign)), flush=True)
 
