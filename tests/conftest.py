@@ -154,6 +154,12 @@ def make_guardrail(
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test draws the same, whichever ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with BOS and a chat template. Do not change it: it is shared."""
