@@ -20,7 +20,6 @@ other book catches: with the labels at hand, no calibration can do better with t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 from gates import files
 from layers import LAYERS
-from layers_read import Reading, entries_of, quarantined, read, write
+from layers_read import Reading, entries_of, parser_of, quarantined, read, write
 from layers_topic import Row, Topic, averages, kept, near_of, scores
 from numpy.typing import NDArray
 from openstax import passages
@@ -155,10 +154,7 @@ def _forms(tokenizer: object, path: Path, count: int) -> list[Window]:
 
 def main() -> None:
     """Read, learn, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("layers.work"))
-    parser.add_argument("--passages", type=int, default=800)
+    parser = parser_of(__doc__)
     parser.add_argument("--topics", nargs="*", default=["astronomy"])
     parser.add_argument("--alpha", type=float, default=0.01)
     args = parser.parse_args()

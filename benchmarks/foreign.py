@@ -11,14 +11,12 @@ topic.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from layers_read import Entry, Reading, read
+from layers_read import Entry, Reading, parser_of, read
 
 from saeguard.calibration import Rate
 from saeguard.contamination import Contamination, contamination
@@ -87,10 +85,7 @@ def line(topic: str, other: str, share: float, found: Contamination) -> str:
 
 def main() -> None:
     """Read, judge, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("layers.work"))
-    parser.add_argument("--passages", type=int, default=800)
+    parser = parser_of(__doc__)
     parser.add_argument("--topics", nargs="*")
     args = parser.parse_args()
     reading = read(args.data, args.work, (LAYER,), args.passages)

@@ -10,7 +10,6 @@ not, gets one threshold that keeps alpha in each of the other 14 corpora. The qu
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 import torch
-from layers_read import Reading, quarantined, read
+from layers_read import Reading, parser_of, quarantined, read
 from layers_topic import Row, Topic, averages, head, kept, near_of, scores
 from torch import Tensor
 
@@ -55,10 +54,7 @@ def learned(topics: Sequence[Topic], reading: Reading, layers: tuple[int, ...], 
 
 def main() -> None:
     """Read, learn, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("layers.work"))
-    parser.add_argument("--passages", type=int, default=800)
+    parser = parser_of(__doc__)
     parser.add_argument("--topics", nargs="*")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
     parser.add_argument("--concatenate", action="store_true")

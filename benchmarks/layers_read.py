@@ -5,6 +5,7 @@ One file a corpus, and one for the questions of each topic, holds the valid toke
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,15 @@ from saeguard.windows import Window, Windower, batches, pad, text_ids
 
 QUESTIONS = 150
 BATCH_TOKENS = 2048
+
+
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """The options that all of these benchmarks have."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("layers.work"))
+    parser.add_argument("--passages", type=int, default=800)
+    return parser
 
 
 @dataclass(frozen=True)

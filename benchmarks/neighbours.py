@@ -19,7 +19,6 @@ no retain corpus does of which more than the share s would be taken.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import torch
 from gates import NEAR
-from layers_read import Reading, quarantined, read
+from layers_read import Reading, parser_of, quarantined, read
 from layers_topic import Row, Topic, averages, head, kept, scores
 from torch import Tensor
 
@@ -104,10 +103,7 @@ def judged(topic: Topic, hidden: Tensor, folder: Path, rule: str, alphas: list[f
 
 def main() -> None:
     """Read, learn, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("layers.work"))
-    parser.add_argument("--passages", type=int, default=800)
+    parser = parser_of(__doc__)
     parser.add_argument("--topics", nargs="*", default=sorted(NEIGHBOURS))
     parser.add_argument("--rules", nargs="*")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])

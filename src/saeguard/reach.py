@@ -25,8 +25,11 @@ class Reach:
 
     def wanted(self, track: Track, allowed: Tensor | None) -> Tensor:
         """Which of them (batch, tokens, rules) have triggered by each token."""
-        found = torch.stack([track.rules[i].triggered for i in self._back], dim=-1)
-        return found if allowed is None else found & allowed[:, None, self._back].to(found.device)
+        return self._of([track.rules[i].triggered for i in self._back], allowed)
+
+    def reached(self, track: Track, allowed: Tensor | None) -> Tensor:
+        """Which of them (batch, 1, rules) have triggered by the last token."""
+        return self._of([track.rules[i].triggered[:, -1:] for i in self._back], allowed)
 
     def stale(self, track: Track, allowed: Tensor | None) -> Tensor:
         """Rows (batch,) that a cache holds otherwise than they are to be read: in front of a trigger as if there were
@@ -34,13 +37,17 @@ class Reach:
         if not self._back:
             return torch.zeros_like(track.attended[:, 0])
         held = torch.stack([track.rules[i].clamped for i in self._back], dim=-1)
-        differs = (held != self.wanted(track, allowed)[:, -1:]).any(dim=-1)
+        differs = (held != self.reached(track, allowed)).any(dim=-1)
         return (differs & track.attended).any(dim=1)
 
     def as_wanted(self, track: Track, allowed: Tensor | None) -> Track:
         """The track of the same tokens once none of its rows is stale."""
-        last = self.wanted(track, allowed)[:, -1:]
+        last = self.reached(track, allowed)
         rules = list(track.rules)
         for place, i in enumerate(self._back):
             rules[i] = replace(rules[i], clamped=last[..., place].expand_as(rules[i].clamped))
         return replace(track, rules=tuple(rules))
+
+    def _of(self, triggered: list[Tensor], allowed: Tensor | None) -> Tensor:
+        found = torch.stack(triggered, dim=-1)
+        return found if allowed is None else found & allowed[:, None, self._back].to(found.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from saeguard.cli.options import add_common, add_fields, config_of, console, emi
 from saeguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from saeguard.attacks.attack import Attack
     from saeguard.attacks.campaign import Campaign
     from saeguard.evaluation.endpoint import ChatEndpoint
     from saeguard.evaluation.sources import TextSet
@@ -106,37 +105,41 @@ def _attacked(args: argparse.Namespace) -> Campaign:
     materials = Materials.of(found, loader.loaded[1])
     attacks = prompt_attacks(materials, config, work, endpoint=endpoint, searched=searched)
     campaign = Campaign(judged, found.questions, config, work, console(quiet=True).print)
-    ready: list[Attack] = []
-    for attack in attacks:
-        if attack.name in names:
-            why = lacking(attack, materials, endpoint)
-            if why and attack.name in args.names:
-                raise UsageError(f"{attack.name}: {why}")
-            campaign.leave_out(attack.name, attack.family, why) if why else ready.append(attack)
+    why_not = {attack.name: lacking(attack, materials, endpoint) for attack in attacks if attack.name in names}
+    ready = [attack for attack in attacks if attack.name in why_not and why_not[attack.name] is None]
     others = [name for name in FAMILY_OF if name in names and (guardrails or name in RELEARNING)]
     trained = [name for name in others if name in RELEARNING]
-    for name, why in _not_trained(trained, args.names, found.texts, bool(guardrails)).items():
-        campaign.leave_out(name, FAMILY_OF[name], why)
-        others.remove(name)
-    for one in campaign.left_out:
-        console(quiet=True).print(f"Not made: {one['attack']}: {one['why']}")
+    not_trained = _not_trained(trained, args.names, found.texts, bool(guardrails))
+    _leave_out(campaign, why_not | not_trained, args.names)
+    others = [name for name in others if name not in not_trained]
     if trained:
         campaign.relearner = Relearner(config, found.texts, work / "relearning", partial(sae_of, source=args.sae))
     campaign.run(ready, others)
     return campaign
 
 
+def _leave_out(campaign: Campaign, why_not: Mapping[str, str | None], named: Sequence[str]) -> None:
+    """Note and tell what is not made. Raises `UsageError` for what was asked for by its name."""
+    from saeguard.attacks.catalogue import every_name
+
+    families = every_name(campaign.config)
+    for name, why in why_not.items():
+        if why and name in named:
+            raise UsageError(f"{name}: {why}")
+        if why:
+            campaign.leave_out(name, families[name], why)
+            console(quiet=True).print(f"Not made: {name}: {why}")
+
+
 def _not_trained(
     wanted: Sequence[str], named: Sequence[str], texts: Sequence[TextSet], guarded: bool
 ) -> dict[str, str]:
-    """Attacks that train and are not made, with the reason. Raises `UsageError` where one of them is named."""
+    """Attacks that train and are not made, with the reason."""
     from saeguard.attacks.relearning import FAMILY, RELEARNING
 
     found = {}
     for name in wanted:
         why = RELEARNING[name].lacks(texts, guarded=guarded)
-        if why and name in named:
-            raise UsageError(f"{name}: {why}")
         if why is None and name not in named and FAMILY not in named:
             why = f"it trains the model, which takes long: saeguard attack {FAMILY}, or its name"
         if why:
