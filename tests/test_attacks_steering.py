@@ -18,7 +18,7 @@ from saeguard.evaluation.tasks.multiple_choice import QuestionItem
 from saeguard.gate import Gate, Probe
 from saeguard.guardrail import Guardrail
 from saeguard.model import capture
-from saeguard.passes import only_the_last
+from saeguard.online.passes import only_the_last
 from tiny import prompts
 from topics import passages
 

@@ -22,7 +22,7 @@ from saeguard.evaluation.tasks.multiple_choice import MultipleChoice, question_i
 from saeguard.evaluation.tasks.open import OpenAnswers
 from saeguard.evaluation.tasks.perplexity import Perplexity
 from saeguard.generate import REFUSAL
-from saeguard.intervention import attach
+from saeguard.online.intervention import attach
 from topics import corpora, passages
 
 EVERY = Settings(split="all")

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, pipeline
 from conftest import make_model, make_sae
 from saeguard.errors import AttachError
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Verdict
+from saeguard.online.intervention import Verdict
 from saeguard.sae.autoencoder import SparseAutoencoder
 from tiny import NEW, generate, judged, mixed_guardrail, padded, prompts, same_verdicts, slow_guard
 

@@ -17,7 +17,8 @@ PURE = (
     "sae.autoencoder", "sae.slim", "sae.tensors", "sae.formats.saelens",
 )  # fmt: skip
 KNOW_TRANSFORMERS = {
-    "model", "sequences", "memory", "passes", "rereading", "intervention", "evaluation.prefix", "embedded",
+    "model", "online.sequences", "online.memory", "online.passes", "online.rereading", "online.intervention",
+    "evaluation.prefix", "embedded",
     "baselines.training",
 }  # fmt: skip
 HOOKS = ("register_forward_hook", "register_forward_pre_hook")
@@ -89,7 +90,7 @@ def packages(module: str, *, lazy: bool = False) -> set[str]:
 def test_imports_have_no_cycle():
     order = list(TopologicalSorter({module: inside(module) - {module} for module in MODULES}).static_order())
     assert set(order) == set(MODULES)
-    assert order.index("gate") < order.index("guardrail") < order.index("intervention") < order.index("generate")
+    assert order.index("gate") < order.index("guardrail") < order.index("online.intervention") < order.index("generate")
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -17,7 +17,7 @@ from conftest import make_guardrail, make_sae
 from saeguard.errors import AttachError
 from saeguard.gate import Cusum, Evidence, Gate
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Guard
+from saeguard.online.intervention import Guard
 from tiny import mixed_guardrail, padded, prompts, same_verdicts, slow_guard, with_rule
 
 ROWS = prompts(5, 9, 12, 16, 7, 11)

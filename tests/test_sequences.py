@@ -10,7 +10,7 @@ import transformers
 from transformers import Cache, DynamicCache
 
 from saeguard.errors import AttachError
-from saeguard.sequences import RuleTrack, Track, recall, remember
+from saeguard.online.sequences import RuleTrack, Track, recall, remember
 
 
 def track(batch: int, tokens: int) -> Track:

@@ -18,11 +18,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from conftest import make_guardrail, make_model, make_sae
 from saeguard.errors import OverloadedError, UnavailableError
 from saeguard.guardrail import Guardrail, merge
+from saeguard.online.verdicts import Verdict
 from saeguard.serving.engine import Engine, Limits
 from saeguard.serving.job import Event, Failed, Finished, Job, Started, Written
 from saeguard.serving.readings import attached
 from saeguard.serving.sampling import Sampling
-from saeguard.verdicts import Verdict
 from tiny import NEW, generate, hooks_on, mixed_guardrail, prompts, same_verdicts, with_rule
 
 LENGTHS = (5, 9, 13, 7, 30, 11, 21)

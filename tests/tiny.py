@@ -17,8 +17,8 @@ from conftest import make_guardrail
 from saeguard.clamp import Clamp
 from saeguard.gate import Cusum, Evidence, Gate
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Guard, Verdict
 from saeguard.model import decoder_layer
+from saeguard.online.intervention import Guard, Verdict
 from saeguard.rule import Rule
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.tokens import special_token_ids

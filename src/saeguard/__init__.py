@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from saeguard.errors import GuardrailError
     from saeguard.fitting import fit
     from saeguard.guardrail import Guardrail, merge
-    from saeguard.intervention import Guard, Verdict
+    from saeguard.online.intervention import Guard, Verdict
     from saeguard.sae.autoencoder import SparseAutoencoder
 else:
     _HOMES = {
         "PRESETS": "config",
         "FitConfig": "config",
-        "Guard": "intervention",
+        "Guard": "online.intervention",
         "Guardrail": "guardrail",
         "GuardrailError": "errors",
         "SparseAutoencoder": "sae.autoencoder",
-        "Verdict": "intervention",
+        "Verdict": "online.intervention",
         "fit": "fitting",
         "merge": "guardrail",
     }

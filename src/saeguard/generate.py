@@ -11,8 +11,8 @@ import torch
 
 from saeguard.choices import REFUSAL as REFUSAL
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Verdict
 from saeguard.model import input_device
+from saeguard.online.intervention import Verdict
 from saeguard.windows import bos_ids, chat_ids
 
 Message = dict[str, str]

@@ -22,7 +22,7 @@ from saeguard.rule import Rule
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from saeguard.intervention import Guard
+    from saeguard.online.intervention import Guard
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Guardrail:
 
         `normalise`: prompts are also read with odd spelling undone, for detection alone.
         """
-        from saeguard.intervention import attach
+        from saeguard.online.intervention import attach
 
         return attach(self, model, tokenizer, normalise=normalise)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from saeguard.choices import Action
 from saeguard.errors import AttachError, GuardrailError, UsageError
 from saeguard.guardrail import Guardrail
-from saeguard.verdicts import Verdict, verdicts
+from saeguard.online.verdicts import Verdict, verdicts
 
 PADDING = 0
 """What the harness fills shorter rows up with, on the right and without a mask, when it scores given answers."""

@@ -28,7 +28,7 @@ from saeguard.evaluation.subject import Opened
 from saeguard.evaluation.task import Item, Record, Task
 from saeguard.evaluation.tasks.multiple_choice import QuestionItem
 from saeguard.model import input_device, residual_streams, unembed
-from saeguard.passes import only_the_last
+from saeguard.online.passes import only_the_last
 from saeguard.windows import pad_rows, text_ids
 
 BATCH = 4

@@ -33,9 +33,9 @@ from saeguard.gate import Probe
 from saeguard.guardrail import Guardrail
 from saeguard.hooks import at
 from saeguard.model import capture, input_device, port_at
-from saeguard.passes import only_the_last
+from saeguard.online.passes import only_the_last
+from saeguard.online.verdicts import Watch
 from saeguard.progress import progress
-from saeguard.verdicts import Watch
 from saeguard.windows import pad_rows
 
 BATCH = 4

@@ -29,8 +29,8 @@ from saeguard.errors import ArtifactDamagedError, AttachError
 from saeguard.folders import Kind, canonical, read_folder, write_folder
 from saeguard.hooks import around, at, inputs_of
 from saeguard.model import embedding_port, entrances
+from saeguard.online.verdicts import Verdict
 from saeguard.tokens import attended_tokens, special_token_ids
-from saeguard.verdicts import Verdict
 
 Doing = Literal["refuse", "corrupt"]
 KIND = Kind("prompt gate", "prompt_gate.json", "prompt_gate.safetensors", version=1)

@@ -25,10 +25,10 @@ import torch
 from saeguard.embedded import StarterSet, starter_set
 from saeguard.generate import prompt_ids
 from saeguard.guardrail import Guardrail
-from saeguard.intervention import Guard
+from saeguard.online.intervention import Guard
+from saeguard.online.verdicts import Verdict
 from saeguard.progress import Advance
 from saeguard.serving.load import Nuisance, Reply, Target, memory
-from saeguard.verdicts import Verdict
 
 TOKENS = 24
 MARGIN = 0.02

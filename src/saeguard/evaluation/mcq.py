@@ -25,7 +25,7 @@ from saeguard.corpus import read_rows
 from saeguard.errors import CorpusError
 from saeguard.evaluation.prefix import Read, common_prefix, read, read_endings, read_options
 from saeguard.guardrail import Guardrail
-from saeguard.verdicts import Verdict, Watch
+from saeguard.online.verdicts import Verdict, Watch
 from saeguard.windows import bos_ids, chat_ids, text_ids
 
 Form = Literal["cloze", "letters"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from saeguard.verdicts import Verdict, Watch
+from saeguard.online.verdicts import Verdict, Watch
 
 BATCH_TOKENS = 12_000
 """Prompt and option tokens of one batch, which bounds the memory that its cache takes."""

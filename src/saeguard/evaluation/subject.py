@@ -18,7 +18,7 @@ from saeguard.baselines import prompt_gate
 from saeguard.errors import ModelError
 from saeguard.guardrail import Guardrail
 from saeguard.model import load_model, model_fingerprint, tokenizer_fingerprint
-from saeguard.verdicts import Watch
+from saeguard.online.verdicts import Watch
 
 Attach = Callable[[Any, Any], AbstractContextManager[Watch | None]]
 Load = Callable[[], tuple[Any, Any]]

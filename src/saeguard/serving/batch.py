@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saeguard.sequences import check_joinable, cut_left, join, new_cache
+from saeguard.online.sequences import check_joinable, cut_left, join, new_cache
 from saeguard.serving.job import FinishReason, Row
 from saeguard.serving.readings import Guards, Reading, TokenReading
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from saeguard.choices import Action
 from saeguard.guardrail import Guardrail, merge
-from saeguard.intervention import Guard, attach
+from saeguard.online.intervention import Guard, attach
+from saeguard.online.sequences import RuleTrack, Track
+from saeguard.online.verdicts import Verdict, verdicts
 from saeguard.rule import Rule
-from saeguard.sequences import RuleTrack, Track
-from saeguard.verdicts import Verdict, verdicts
 
 if TYPE_CHECKING:
     from transformers import Cache

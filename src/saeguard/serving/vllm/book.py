@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from saeguard.errors import ProofError
-from saeguard.intervention import Verdict
+from saeguard.online.intervention import Verdict
 from saeguard.serving.vllm.guard import LayerGuard
 from saeguard.serving.vllm.proof import check_proof
 from saeguard.serving.vllm.slots import Slots

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saeguard.errors import AttachError, NonFiniteError
-from saeguard.intervention import Verdict
+from saeguard.online.intervention import Verdict
 from saeguard.rule import Rule
 from saeguard.serving.vllm.memory import NEVER, RuleMemory
 from saeguard.serving.vllm.slots import Span

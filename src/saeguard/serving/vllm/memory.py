@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saeguard.gate import NOTHING_READ, Density, Gate
-from saeguard.intervention import Verdict
+from saeguard.online.intervention import Verdict
 from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
 from saeguard.tokens import TokenMasks

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saeguard.errors import ProofError
-from saeguard.intervention import Verdict
+from saeguard.online.intervention import Verdict
 
 
 def check_proof(name: str, verdicts: Sequence[Verdict]) -> None:

@@ -18,7 +18,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from saeguard.errors import AttachError
-from saeguard.sequences import TRACKS, UNSAID, Track, remember_rows
+from saeguard.online.sequences import TRACKS, UNSAID, Track, remember_rows
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 KEPT = ("output_hidden_states", "return_dict")

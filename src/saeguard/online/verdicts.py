@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from saeguard.online.sequences import RuleTrack, Track
 from saeguard.rule import Rule
-from saeguard.sequences import RuleTrack, Track
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from saeguard.gate import Density, Gate
+from saeguard.online.sequences import RuleTrack
 from saeguard.rule import Rule
 from saeguard.sae.slim import SlimEncoder
-from saeguard.sequences import RuleTrack
 from saeguard.tokens import TokenMasks
 
 

@@ -25,17 +25,17 @@ from transformers import Cache
 from saeguard.errors import AttachError, NonFiniteError
 from saeguard.guardrail import Guardrail
 from saeguard.hooks import around, at, inputs_of
-from saeguard.live import LiveRule
-from saeguard.memory import Memory
 from saeguard.model import decoder_layer, entrances, port_at, run_to
 from saeguard.normalise import Rereader
-from saeguard.passes import READ_AGAIN, Again, Pass, only_the_last
-from saeguard.reach import Reach
-from saeguard.rereading import Reading, check_rereadable, emptied, put_rows
-from saeguard.sequences import Track
+from saeguard.online.live import LiveRule
+from saeguard.online.memory import Memory
+from saeguard.online.passes import READ_AGAIN, Again, Pass, only_the_last
+from saeguard.online.reach import Reach
+from saeguard.online.rereading import Reading, check_rereadable, emptied, put_rows
+from saeguard.online.sequences import Track
+from saeguard.online.verdicts import Verdict as Verdict
+from saeguard.online.verdicts import refused, verdicts
 from saeguard.tokens import attended_tokens, special_token_ids, token_masks, without_padding
-from saeguard.verdicts import Verdict as Verdict
-from saeguard.verdicts import refused, verdicts
 
 
 class Guard:

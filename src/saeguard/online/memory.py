@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from saeguard.passes import READ_AGAIN, Again, Pass
-from saeguard.sequences import Track, recall, remember
+from saeguard.online.passes import READ_AGAIN, Again, Pass
+from saeguard.online.sequences import Track, recall, remember
 
 
 class Memory:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from saeguard.online.sequences import Track
 from saeguard.rule import Rule
-from saeguard.sequences import Track
 
 
 class Reach:

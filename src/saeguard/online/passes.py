@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from saeguard.rereading import Reading
-from saeguard.sequences import Track
+from saeguard.online.rereading import Reading
+from saeguard.online.sequences import Track
 
 
 @dataclass
