@@ -120,6 +120,13 @@ def decoder_layer(model: nn.Module, layer: int) -> nn.Module:
     return layers[layer]
 
 
+def layer_device(model: nn.Module, layer: int) -> torch.device:
+    """Where the values of a decoder block are, also of a model that accelerate spreads."""
+    block: Any = decoder_layer(model, layer)
+    device = getattr(getattr(block, "_hf_hook", None), "execution_device", None)
+    return next(block.parameters()).device if device is None else torch.device(device)
+
+
 def linear_modules(model: nn.Module, layers: Iterable[int]) -> list[str]:
     """Names of the linear modules of some decoder blocks, transposed ones (GPT-2) too."""
     names = {module: name for name, module in model.named_modules()}

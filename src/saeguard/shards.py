@@ -12,7 +12,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from saeguard.activations import residual_batches
 from saeguard.corpus import Corpus, CorpusSummary, Document, Split
 from saeguard.errors import CorpusError
+from saeguard.model import layer_device
 from saeguard.progress import Advance
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.statistics import FeatureStatistics
@@ -66,6 +67,10 @@ class Pass:
     windower: Windower
     sample: int
 
+    def placed(self) -> Pass:
+        """The same with the SAE on the device of the layer's values."""
+        return replace(self, sae=self.sae.to(layer_device(self.model, self.layer)))
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -102,6 +107,7 @@ def run_pass(
     task: Pass, corpora: Mapping[str, Corpus], summaries: Mapping[str, CorpusSummary], folder: Path, advance: Advance
 ) -> dict[str, list[Shard]]:
     """Make every shard that is not there yet; all shards by corpus name. `advance` is told the tokens done."""
+    task = task.placed()
     stems = {name: f"{place:03d}-{_safe(name)}" for place, name in enumerate(sorted(corpora))}
     return {
         name: [

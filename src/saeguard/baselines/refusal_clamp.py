@@ -26,6 +26,7 @@ from saeguard.errors import SelectionError
 from saeguard.fitting import decide
 from saeguard.guardrail import Guardrail
 from saeguard.material import gather
+from saeguard.model import layer_device
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.selection import SelectionRule, importance_ratio, percentile, retain_score, score
 from saeguard.statistics import FeatureStatistics
@@ -93,6 +94,7 @@ def statistics_of(subject: Subject, texts: Collection[str]) -> FeatureStatistics
     start = bos_ids(subject.tokenizer)
     rows = [(*start, *text_ids(subject.tokenizer, text)) for text in texts]
     windows = [Window(i, "fit", len(row), row, text) for i, (row, text) in enumerate(zip(rows, texts, strict=True))]
-    read = residual_batches(subject.model, subject.tokenizer, subject.layer, windows, hook=subject.sae.hook)
-    parts = [FeatureStatistics.of(subject.sae.encode(batch.hidden[batch.masks.valid].float())) for batch in read]
+    sae = subject.sae.to(layer_device(subject.model, subject.layer))
+    read = residual_batches(subject.model, subject.tokenizer, subject.layer, windows, hook=sae.hook)
+    parts = [FeatureStatistics.of(sae.encode(batch.hidden[batch.masks.valid].float())) for batch in read]
     return reduce(FeatureStatistics.merge, parts)

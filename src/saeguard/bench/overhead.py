@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from saeguard.guardrail import Guardrail
 from saeguard.hooks import at
-from saeguard.model import port_at
+from saeguard.model import layer_device, port_at
 from saeguard.sae.autoencoder import SparseAutoencoder
 
 PREFILL_TOKENS = (256, 512, 1024)
@@ -122,6 +122,7 @@ def _always_triggered(guardrail: Guardrail) -> Guardrail:
 @contextmanager
 def _full_sae(model: nn.Module, sae: SparseAutoencoder, guardrail: Guardrail) -> Iterator[None]:
     """The formulation with the whole SAE, at the tokens where a selected feature is active."""
+    sae = sae.to(layer_device(model, guardrail.layer))
     ids, c, read = list(guardrail.rule.features), guardrail.clamp.c, guardrail.point
     encoded: list[Tensor] = []
 

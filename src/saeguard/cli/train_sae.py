@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, loaded: Any, corpora: Any, config: SAETraining, work: Any) -> Any:
-    from saeguard.model import model_fingerprint
+    from saeguard.model import input_device, model_fingerprint
     from saeguard.progress import progress
     from saeguard.sae.residuals import collect_residuals, training_windows, windows_digest
     from saeguard.sae.train import train
@@ -86,5 +86,6 @@ def _train(args: argparse.Namespace, loaded: Any, corpora: Any, config: SAETrain
             config,
             on_step=advance,
             metadata=metadata,
+            device=input_device(loaded.model),
             checkpoint=work / f"{name}-{config.digest()}.safetensors",
         )

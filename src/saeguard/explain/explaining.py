@@ -46,7 +46,7 @@ def read_peaks(
     task: Pass, corpora: Mapping[str, Corpus], folder: Path, *, k: int, advance: Advance = lambda tokens: None
 ) -> Peaks:
     """The k strongest windows of every feature. What was read so far is in `folder`, and is not read again."""
-    path = folder / PEAKS_FILE
+    path, task = folder / PEAKS_FILE, task.placed()
     peaks, done = _resume(path) or (Peaks.empty(task.sae.d_sae, k, text_config(task.model).vocab_size), 0)
     chunks = ((place, chunk) for place, name in enumerate(sorted(corpora)) for chunk in document_chunks(corpora[name]))
     for number, (place, documents) in enumerate(chunks, 1):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saeguard.activations import ResidualBatch, residual_batches
 from saeguard.hookpoints import HookPoint
 from saeguard.hooks import at
-from saeguard.model import port_at
+from saeguard.model import layer_device, port_at
 from saeguard.sae.autoencoder import SparseAutoencoder
 from saeguard.windows import Window
 
@@ -46,6 +46,7 @@ def measure(
     model: nn.Module, tokenizer: Any, sae: SparseAutoencoder, layer: int, windows: Iterable[Window]
 ) -> SAEQuality:
     """Run windows through model and SAE and measure."""
+    sae = sae.to(layer_device(model, layer))
     total_l0, count = 0.0, 0
     error, first, second = torch.zeros(3, sae.d_model).double()
     fired = torch.zeros(sae.d_sae, dtype=torch.bool)

@@ -65,16 +65,17 @@ def train(
     config: SAETraining,
     *,
     metadata: dict[str, Any],
+    device: torch.device | str = "cpu",
     on_step: Callable[[int], None] = lambda tokens: None,
     checkpoint: Path | None = None,
 ) -> SparseAutoencoder:
-    """An SAE for residual streams like the rows of `residuals` (tokens, d_model), in plain units.
+    """An SAE for residual streams like the rows of `residuals` (tokens, d_model), in plain units, trained on `device`.
 
     With `checkpoint`, a killed run goes on from there; the file is removed at the end.
     """
     torch.manual_seed(config.seed)
-    mean, scale = _moments(residuals)
-    trainee = _Trainee(residuals.shape[1], config).to(mean.device)
+    mean, scale = (moment.to(device) for moment in _moments(residuals))
+    trainee = _Trainee(residuals.shape[1], config).to(device)
     steps = max(1, config.token_passes // config.batch)
     optimizer = torch.optim.Adam(trainee.parameters(), lr=config.learning_rate)
     order = torch.randperm(len(residuals))
@@ -83,7 +84,7 @@ def train(
     for step in range(first, steps):
         start = step * config.batch % max(1, len(order) - config.batch)
         rows = order[start : start + config.batch]
-        x = ((residuals[rows].to(mean.device).float() - mean) / scale).bfloat16()
+        x = ((residuals[rows].to(device).float() - mean) / scale).bfloat16()
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, steps)
         optimizer.zero_grad(set_to_none=True)
