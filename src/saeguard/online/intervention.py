@@ -25,7 +25,7 @@ from transformers import Cache
 from saeguard.errors import AttachError, NonFiniteError
 from saeguard.guardrail import Guardrail
 from saeguard.hooks import around, at, inputs_of
-from saeguard.model import decoder_layer, entrances, port_at, run_to
+from saeguard.model import decoder_layer, entrances, input_device, port_at, run_to
 from saeguard.normalise import Rereader
 from saeguard.online.live import LiveRule
 from saeguard.online.memory import Memory
@@ -89,16 +89,17 @@ class Guard:
         return track
 
     def judge(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Verdict]:
-        """Verdicts on whole token sequences (batch, tokens), by a pass that stops at the guarded layer.
+        """Verdicts on whole token sequences (batch, tokens), on any device, by a pass that stops at the guarded layer.
 
         Use it after beam search, where the rows of the last pass are beams and not the sequences returned. Without
         a mask, padding tokens at both ends are left out, unless they are also end-of-sequence tokens.
         """
         mask = without_padding(input_ids, self._pad) if attention_mask is None else attention_mask
         right = mask.argsort(dim=1, descending=True, stable=True)
+        rows = [part.gather(1, right).to(input_device(self._model)) for part in (input_ids, mask)]
         self._memory.put_aside()
         with torch.inference_mode(), only_the_last():
-            run_to(self._model, self.guardrail.layer, input_ids.gather(1, right), mask.gather(1, right))
+            run_to(self._model, self.guardrail.layer, *rows)
         return self.verdicts
 
     def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
