@@ -30,6 +30,7 @@ from saeguard.gate import Density, Probe
 from saeguard.guardrail import Guardrail
 from saeguard.model import input_device, values_of_embeddings
 from saeguard.online.live import LiveRule
+from saeguard.rule import Rule
 from saeguard.tokens import special_token_ids, token_masks
 from saeguard.windows import pad_rows, text_ids
 
@@ -123,15 +124,15 @@ class _Search:
         embedding = self._model.get_input_embeddings()
         embedded = embedding(ids).detach().requires_grad_()
         hidden = values_of_embeddings(self._model, self._guardrail.point, embedded)
-        rules = [LiveRule.of(rule, hidden.device) for rule in self._guardrail.rules]
-        excess = torch.stack([self._soft(rule, hidden, ids.to(hidden.device)) for rule in rules]).amax()
+        excess = torch.stack([self._soft(rule, hidden, ids) for rule in self._guardrail.rules]).amax()
         (gradient,) = torch.autograd.grad(excess, embedded)
         places = slice(len(start) + len(head), len(start) + len(head) + len(free))
         change: Tensor = gradient[0, places].float() @ embedding.weight.detach().float().T
         return change.cpu()
 
-    def _soft(self, live: LiveRule, hidden: Tensor, ids: Tensor) -> Tensor:
+    def _soft(self, rule: Rule, hidden: Tensor, ids: Tensor) -> Tensor:
         """The rule's excess, exact in value; its gradient passes a feature's activity as if it were its activation."""
+        live, ids = LiveRule.of(rule, hidden.device), ids.to(hidden.device)
         masks = token_masks(ids, torch.ones_like(ids, dtype=torch.bool), self._special.to(ids.device))
         gate = live.gate
         if isinstance(gate.scorer, Probe):
@@ -144,7 +145,7 @@ class _Search:
             else:
                 scores = active.double() @ gate.scorer.weights.double() + gate.scorer.bias
         _, statistics = gate.accumulator.advance(gate.accumulator.start(1), scores, gate.eligible(masks))
-        return gate.sequence_statistic(statistics)[0] - live.rule.threshold
+        return gate.sequence_statistic(statistics)[0] - rule.threshold
 
     def _proposed(self, free: Sequence[int], gradient: Tensor, draw: Random) -> list[list[int]]:
         """Single changes: a random place, and one of the tokens there that promise the largest fall."""
