@@ -34,7 +34,7 @@ def make_card(campaign: Campaign) -> dict[str, Any]:
             for role in ROLES
             if (found := _clean([record for record in records if record.role == role]))
         ],
-        "blocked": [{"subject": name, **its.counts()} for name, its in campaign.blocked.items()],
+        "blocked": [{"subject": name, **its.counts()} for name, its in campaign.clean.blocked.items()],
         "rows": campaign.rows,
         "curves": campaign.curves,
         "lessons": campaign.lessons,

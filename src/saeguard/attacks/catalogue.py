@@ -24,7 +24,6 @@ WHITE_BOX = {
     **dict.fromkeys(("lens", "probe"), "reading"),
 }
 """Attacks on a guardrail that are no change of prompts; relearning is none either, and is of checkpoints too."""
-FAMILY_OF = {**WHITE_BOX, **dict.fromkeys(RELEARNING, FAMILY)}
 
 
 def prompt_attacks(
@@ -51,7 +50,8 @@ def prompt_attacks(
 def every_name(config: AttackConfig) -> dict[str, str]:
     """The family of each attack by its name, those that something is lacking for too."""
     found = {attack.name: attack.family for attack in prompt_attacks(Materials(), config, Path())}
-    return {**found, **{f"suffix-{place}": "suffix" for place in suffix.PLACES}, **FAMILY_OF}
+    found |= {f"suffix-{place}": "suffix" for place in suffix.PLACES}
+    return {**found, **WHITE_BOX, **dict.fromkeys(RELEARNING, FAMILY)}
 
 
 def wanted(names: Sequence[str], config: AttackConfig) -> frozenset[str]:

@@ -83,8 +83,9 @@ def _show(card: dict[str, Any], args: argparse.Namespace, path: Path) -> None:
 
 def _attacked(args: argparse.Namespace) -> Campaign:
     """The campaign, done."""
+    from saeguard.attacks import by_prompt, by_relearning, white_box
     from saeguard.attacks.campaign import Campaign
-    from saeguard.attacks.catalogue import FAMILY_OF, lacking, prompt_attacks, wanted
+    from saeguard.attacks.catalogue import WHITE_BOX, lacking, prompt_attacks, wanted
     from saeguard.attacks.curves import Relearner
     from saeguard.attacks.materials import Materials
     from saeguard.attacks.relearning import RELEARNING
@@ -107,14 +108,14 @@ def _attacked(args: argparse.Namespace) -> Campaign:
     campaign = Campaign(judged, found.questions, config, work, console(quiet=True).print)
     why_not = {attack.name: lacking(attack, materials, endpoint) for attack in attacks if attack.name in names}
     ready = [attack for attack in attacks if attack.name in why_not and why_not[attack.name] is None]
-    others = [name for name in FAMILY_OF if name in names and (guardrails or name in RELEARNING)]
-    trained = [name for name in others if name in RELEARNING]
+    trained = [name for name in RELEARNING if name in names]
     not_trained = _not_trained(trained, args.names, found.texts, bool(guardrails))
     _leave_out(campaign, why_not | not_trained, args.names)
-    others = [name for name in others if name not in not_trained]
-    if trained:
-        campaign.relearner = Relearner(config, found.texts, work / "relearning", partial(sae_of, source=args.sae))
-    campaign.run(ready, others)
+    relearner = Relearner(config, found.texts, work / "relearning", partial(sae_of, source=args.sae))
+    jobs = by_prompt.jobs(ready)
+    jobs += white_box.jobs([name for name in WHITE_BOX if name in names and guardrails])
+    jobs += by_relearning.jobs([name for name in trained if name not in not_trained], relearner)
+    campaign.run(jobs)
     return campaign
 
 
