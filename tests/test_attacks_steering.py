@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from saeguard.evaluation.tasks.multiple_choice import QuestionItem
 from saeguard.gate import Gate, Probe
 from saeguard.guardrail import Guardrail
 from saeguard.model import capture
+from saeguard.online.intervention import Guard
 from saeguard.online.passes import only_the_last
 from tiny import prompts
 from topics import passages
@@ -61,6 +64,25 @@ def test_what_the_clamp_adds_along_its_direction_is_gone(llama, tokenizer, guard
         left, clamped = ((values - plain)[hot].norm(dim=-1) for values in (attacked, guarded))
         assert left.mean() < 0.5 * clamped.mean()
     assert attack.fingerprint != subject.fingerprint
+
+
+def test_a_guard_behind_the_attacked_one_stays_on(llama, tokenizer, guardrail, subject, tmp_path):
+    behind = make_guardrail(llama, tokenizer, make_sae("jumprelu"), LAYER + 1, features=range(40), threshold=-1e9)
+
+    @contextmanager
+    def both(model: Any, words: Any) -> Iterator[Guard]:
+        with guardrail.attach(model, words), behind.attach(model, words) as guard:
+            yield guard
+
+    attack = steering.steered("direction-removed", replace(subject, attach=both), guardrail, ITEMS, 1, tmp_path)
+    alone = steering.steered("direction-removed", subject, guardrail, ITEMS, 1, tmp_path)
+    for row in ROWS:
+        with attack.open() as opened, only_the_last():
+            attacked = stream(opened.model, behind, row)
+            assert opened.guard.guardrail is behind
+            assert opened.guard.verdicts[0].triggered
+        with alone.open() as opened, only_the_last():
+            assert not torch.equal(stream(opened.model, behind, row), attacked)
 
 
 def test_what_is_added_in_front_is_not_seen_by_the_guard_and_brings_answers_nearer(

@@ -14,11 +14,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from conftest import make_guardrail, make_sae
+from saeguard.clamp import Clamp
 from saeguard.errors import AttachError
 from saeguard.gate import Cusum, Evidence, Gate
 from saeguard.guardrail import Guardrail
 from saeguard.online.intervention import Guard
-from tiny import mixed_guardrail, padded, prompts, same_verdicts, slow_guard, with_rule
+from tiny import NEW, mixed_guardrail, padded, prompts, same_verdicts, slow_guard, with_rule
 
 ROWS = prompts(5, 9, 12, 16, 7, 11)
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
@@ -118,6 +119,31 @@ def test_a_guard_behind_reads_what_the_one_in_front_makes_of_a_sequence(
         together = llama(**batch, position_ids=positions).logits[:, -1]
     torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
     assert len(seen) > 2, "rows on which both, one and none trigger"
+
+
+@torch.no_grad()
+def test_guards_on_two_layers_write_the_same_with_and_without_a_cache(
+    llama: PreTrainedModel, tokenizer: Any, back: Guardrail
+) -> None:
+    gate = Gate(Evidence(torch.tensor([0.9, -0.4, 1.1]), 0.0), Cusum(0.2))
+    clamp = Clamp("dense", c=40.0, strength=8.0)
+    upper = make_guardrail(
+        llama, tokenizer, make_sae("topk"), 3, features=(3, 7, 23), gate=gate, threshold=1.5, clamp=clamp
+    )
+    seen, alone = set(), {}
+    for row in ROWS:
+        its = {"attention_mask": torch.ones_like(row), "max_new_tokens": NEW, "min_new_tokens": NEW}
+        with guarded(llama, tokenizer, back, upper) as guards:
+            text = llama.generate(row, **its)
+            found = tuple(guard.verdicts[0].triggered for guard in guards)
+            assert torch.equal(llama.generate(row, use_cache=False, **its), text)
+            assert tuple(guard.verdicts[0].triggered for guard in guards) == found
+        for guardrail in (back, upper):
+            with guardrail.attach(llama, tokenizer):
+                alone[guardrail is back] = llama.generate(row, **its)
+        seen.add((*found, torch.equal(text, alone[True]), torch.equal(text, alone[False])))
+    assert len({one[:2] for one in seen}) > 2, "rows on which both, one and none trigger"
+    assert (True, True, False, False) in seen, "where both trigger, the text is that of neither alone"
 
 
 @torch.no_grad()

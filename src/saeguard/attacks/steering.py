@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 from saeguard.artifact import fingerprint
 from saeguard.attacks.reading import with_options
 from saeguard.evaluation.provenance import items_fingerprint
-from saeguard.evaluation.subject import Subject
+from saeguard.evaluation.subject import Attach, Subject
 from saeguard.evaluation.tasks.multiple_choice import QuestionItem
 from saeguard.gate import Probe
 from saeguard.guardrail import Guardrail
@@ -73,31 +73,38 @@ class Rows:
 def steered(
     name: str, subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem], steps: int, kept: Path
 ) -> Subject:
-    """The subject under this attack, which is found on `items`; what took long to find is in the folder `kept`."""
+    """The subject under this attack around one of its guardrails, which is found on `items`; what took long to find is
+    in the folder `kept`."""
     if name == "direction-removed":
         change, identity = _without_direction(subject, guardrail, items)
-        return replace(subject, attach=_behind(guardrail, change), identity={**subject.identity, "steered": identity})
+        attach = _behind(subject, guardrail, change)
+        return replace(subject, attach=attach, identity={**subject.identity, "steered": identity})
     vector = _found(subject, guardrail, items, steps, kept)
-    attach = _in_front(guardrail, lambda values: values + vector.to(values))
+    attach = _in_front(subject, guardrail, lambda values: values + vector.to(values))
     return replace(subject, attach=attach, identity={**subject.identity, "steered": _digest(vector)})
 
 
-def _behind(guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Any:
+def _behind(subject: Subject, guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Attach:
     @contextmanager
-    def attach(model: Any, tokenizer: Any) -> Iterator[Watch]:
-        with guardrail.attach(model, tokenizer) as guard, at(_port_behind(model, guardrail), change):
+    def attach(model: Any, tokenizer: Any) -> Iterator[Watch | None]:
+        with _guarded(subject, model, tokenizer) as guard, at(_port_behind(model, guardrail), change):
             yield guard
 
     return attach
 
 
-def _in_front(guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Any:
+def _in_front(subject: Subject, guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Attach:
     @contextmanager
-    def attach(model: Any, tokenizer: Any) -> Iterator[Watch]:
-        with at(port_at(model, guardrail.point), change), guardrail.attach(model, tokenizer) as guard:
+    def attach(model: Any, tokenizer: Any) -> Iterator[Watch | None]:
+        with at(port_at(model, guardrail.point), change), _guarded(subject, model, tokenizer) as guard:
             yield guard
 
     return attach
+
+
+def _guarded(subject: Subject, model: Any, tokenizer: Any) -> AbstractContextManager[Watch | None]:
+    """The model as the subject is judged: other guards may stand behind the one that is attacked."""
+    return nullcontext() if subject.attach is None else subject.attach(model, tokenizer)
 
 
 def _port_behind(model: Any, guardrail: Guardrail) -> Any:
@@ -114,7 +121,7 @@ def _without_direction(
     for start in range(0, len(items), BATCH):
         rows = Rows.of(tokenizer, items[start : start + BATCH], input_device(model))
         without = capture(model, [point], rows.ids, rows.mask)[point]
-        with guardrail.attach(model, tokenizer), only_the_last():
+        with _guarded(subject, model, tokenizer), only_the_last():
             guarded = capture(model, [point], rows.ids, rows.mask)[point]
         there = (guarded != without).any(dim=-1)
         moved.append((guarded - without)[there].float())
@@ -156,7 +163,7 @@ def _search(subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem
         return vector - read @ (read.T @ vector)
 
     batches = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
-    attach = _in_front(guardrail, lambda values: values + unread().to(values.dtype))
+    attach = _in_front(subject, guardrail, lambda values: values + unread().to(values.dtype))
     with progress("steering", steps, unit="steps", show=True) as advance, attach(model, tokenizer), only_the_last():
         for step in range(steps):
             rows = Rows.of(tokenizer, batches[step % len(batches)], device)
