@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from conftest import D_MODEL, make_guardrail, make_sae
-from saeguard.attacks import steering
+from saeguard.attacks import steering, steering_each
+from saeguard.attacks.attack import CLEAN
+from saeguard.attacks.task import Attacked, attacked
 from saeguard.clamp import Clamp
 from saeguard.evaluation.mcq import Question
 from saeguard.evaluation.subject import Loader, Subject
@@ -103,7 +105,7 @@ def test_what_is_added_in_front_is_not_seen_by_the_guard_and_brings_answers_near
 
 def test_a_vector_that_was_found_is_not_searched_for_again(subject, guardrail, tmp_path, monkeypatch):
     first = steering.steered("error-steered", subject, guardrail, ITEMS, 2, tmp_path)
-    monkeypatch.setattr(steering, "_search", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(steering, "search", lambda *_, **__: pytest.fail("searched again"))
     again = steering.steered("error-steered", subject, guardrail, ITEMS, 2, tmp_path)
     assert first.fingerprint == again.fingerprint
     with pytest.raises(pytest.fail.Exception, match="searched again"):
@@ -118,3 +120,34 @@ def test_the_model_is_left_as_it_was(llama, subject, guardrail, tmp_path):
             pass
         assert torch.equal(stream(llama, guardrail, row), plain)
     assert all(parameter.grad is None for parameter in llama.parameters())
+
+
+@pytest.mark.parametrize("name", steering_each.SAYS)
+def test_a_vector_for_each_question_makes_one_option_win(subject, guardrail, name):
+    items = tuple(attacked(CLEAN, ITEMS, 0))
+    given = {item.id: item.question.answer for item in items}
+    found = {}
+    for steps in (0, 25):
+        task = steering_each.SteeredEach(name, items, subject, guardrail, steps, 60.0)
+        with subject.open() as opened:
+            records = [
+                record for batch in task.batches(opened.tokenizer, items) for record in task.run(opened, batch, 0)
+            ]
+            assert opened.guard is not None, "the guard is back"
+        found[steps] = sum(record.scores["accuracy"] for record in records)
+        hits = [record for record in records if record.scores["accuracy"]]
+        assert all((record.scores["chosen"] == given[record.item]) == (name == "error-found") for record in hits)
+        assert all(record.scores["calls"] == steps and record.triggered for record in records)
+    assert found[25] > found[0]
+
+
+def test_a_search_for_each_question_leaves_the_unguarded_model_as_it_is(subject, guardrail):
+    items = tuple(attacked(CLEAN, ITEMS[:4], 0))
+    unguarded = Subject("unguarded", subject.loader)
+    task = steering_each.SteeredEach("error-forced", items, subject, guardrail, 5, 60.0)
+    with unguarded.open() as opened:
+        searched, plain = (
+            [(r.item, r.scores["chosen"], r.scores["accuracy"]) for r in kind.run(opened, items, 0)]
+            for kind in (task, Attacked("clean", items))
+        )
+    assert searched == plain

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeguard.attacks import dilution, rewriting, spelling, suffix, templates, turns
+from saeguard.attacks import dilution, rewriting, spelling, steering, steering_each, suffix, templates, turns
 from saeguard.attacks.attack import Attack
 from saeguard.attacks.config import FAMILIES, AttackConfig
 from saeguard.attacks.materials import Materials
 from saeguard.attacks.relearning import FAMILY, RELEARNING
-from saeguard.attacks.steering import SAYS
 from saeguard.attacks.suffix import Bounds
 from saeguard.errors import UsageError
 from saeguard.evaluation.endpoint import ChatEndpoint
@@ -20,7 +19,7 @@ from saeguard.guardrail import Guardrail
 ALL = "all"
 WHITE_BOX = {
     **dict.fromkeys(("hook-removed", "quantised-8", "quantised-4"), "weights"),
-    **dict.fromkeys(SAYS, "activations"),
+    **dict.fromkeys((*steering.SAYS, *steering_each.SAYS), "activations"),
     **dict.fromkeys(("lens", "probe"), "reading"),
 }
 """Attacks on a guardrail that are no change of prompts; relearning is none either, and is of checkpoints too."""

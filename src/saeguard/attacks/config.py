@@ -36,8 +36,8 @@ class AttackConfig:
     lengths: tuple[int, ...] = option((100, 400, 1600, 4000), "dilution: tokens of filler")
     budget: int = option(40_000, "prompt tokens that one attack may have read on the topic, and again off it")
     minutes: float = option(60.0, "no attack is begun after this long; run again to go on")
-    steps: int = option(20, "suffix: steps for one question")
-    seconds: float = option(10.0, "suffix: seconds for one question")
+    steps: int = option(20, "suffix, error-found, error-forced: steps for one question")
+    seconds: float = option(10.0, "the same: seconds for one question")
     endpoint: str | None = option(
         None, "rewriting: address of an OpenAI-compatible endpoint, ending in /v1; its key: SAEGUARD_ENDPOINT_KEY"
     )

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -80,7 +82,7 @@ def steered(
         attach = _behind(subject, guardrail, change)
         return replace(subject, attach=attach, identity={**subject.identity, "steered": identity})
     vector = _found(subject, guardrail, items, steps, kept)
-    attach = _in_front(subject, guardrail, lambda values: values + vector.to(values))
+    attach = in_front(subject, guardrail, lambda values: values + vector.to(values))
     return replace(subject, attach=attach, identity={**subject.identity, "steered": _digest(vector)})
 
 
@@ -93,7 +95,9 @@ def _behind(subject: Subject, guardrail: Guardrail, change: Callable[[Tensor], T
     return attach
 
 
-def _in_front(subject: Subject, guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Attach:
+def in_front(subject: Subject, guardrail: Guardrail, change: Callable[[Tensor], Tensor]) -> Attach:
+    """The subject's context with a change of the values that the guardrail reads."""
+
     @contextmanager
     def attach(model: Any, tokenizer: Any) -> Iterator[Watch | None]:
         with at(port_at(model, guardrail.point), change), _guarded(subject, model, tokenizer) as guard:
@@ -144,14 +148,23 @@ def _found(subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem]
     path = path.with_suffix(".safetensors")
     if not path.is_file():
         kept.mkdir(parents=True, exist_ok=True)
-        vector = _search(subject, guardrail, items, steps)
+        vector, _ = search(subject, guardrail, items, steps, show=True)
         save_file({"vector": vector}, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
     return load_file(path)["vector"]
 
 
-def _search(subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem], steps: int) -> Tensor:
-    """Least cross-entropy of the right option, over the options' mean log-probabilities, by Adam."""
+def search(
+    subject: Subject,
+    guardrail: Guardrail,
+    items: Sequence[QuestionItem],
+    steps: int,
+    *,
+    seconds: float = math.inf,
+    show: bool = False,
+) -> tuple[Tensor, int]:
+    """The vector (d_model,) in front of the guard, at right angles to what it reads, under which the right options have
+    least cross-entropy over the options' mean log-probabilities, by Adam; and the passes that took."""
     model, tokenizer = subject.loader.loaded
     device = input_device(model)
     read = _read_by(guardrail).to(device)
@@ -163,14 +176,16 @@ def _search(subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem
         return vector - read @ (read.T @ vector)
 
     batches = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
-    attach = _in_front(subject, guardrail, lambda values: values + unread().to(values.dtype))
-    with progress("steering", steps, unit="steps", show=True) as advance, attach(model, tokenizer), only_the_last():
-        for step in range(steps):
+    attach = in_front(subject, guardrail, lambda values: values + unread().to(values.dtype))
+    begun, step = time.monotonic(), 0
+    with progress("steering", steps, unit="steps", show=show) as advance, attach(model, tokenizer), only_the_last():
+        while step < steps and time.monotonic() - begun < seconds:
             rows = Rows.of(tokenizer, batches[step % len(batches)], device)
             (vector.grad,) = torch.autograd.grad(_loss(model, rows), vector)
             optimiser.step()
+            step += 1
             advance(1)
-    return unread().detach().cpu()
+    return unread().detach().cpu(), step
 
 
 def _read_by(guardrail: Guardrail) -> Tensor:

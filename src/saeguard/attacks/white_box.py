@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from saeguard.attacks import steering, weights
+from saeguard.attacks import steering, steering_each, weights
 from saeguard.attacks.attack import CLEAN
 from saeguard.attacks.campaign import Campaign, Job, pairs_of
 from saeguard.attacks.catalogue import WHITE_BOX
@@ -23,7 +23,8 @@ from saeguard.model import decoder_layers
 def jobs(names: Sequence[str]) -> list[Job]:
     """One for each name (catalogue.WHITE_BOX)."""
     kinds = {"weights": _weights, "activations": _steered, "reading": _read}
-    return [Job(name, WHITE_BOX[name], partial(kinds[WHITE_BOX[name]], name)) for name in names]
+    each = dict.fromkeys(steering_each.SAYS, _steered_each)
+    return [Job(name, WHITE_BOX[name], partial(each.get(name, kinds[WHITE_BOX[name]]), name)) for name in names]
 
 
 def _weights(name: str, campaign: Campaign) -> None:
@@ -60,6 +61,15 @@ def _steered(name: str, campaign: Campaign) -> None:
         other = steering.steered(name, subject, subject.guardrail, on_topic, campaign.config.steering_steps, kept)
         run = campaign.ask(task, [campaign.unguarded, other])
         campaign.add(name, WHITE_BOX[name], steering.SAYS[name], pairs_of(run))
+
+
+def _steered_each(name: str, campaign: Campaign) -> None:
+    config, items = campaign.config, _clean_form(name, campaign).attacked
+    for subject in campaign.guarded:
+        assert subject.guardrail is not None
+        task = steering_each.SteeredEach(name, items, subject, subject.guardrail, config.steps, config.seconds)
+        run = campaign.ask(task, [campaign.unguarded, subject])
+        campaign.add(name, WHITE_BOX[name], steering_each.SAYS[name], pairs_of(run))
 
 
 def _read(name: str, campaign: Campaign) -> None:
