@@ -13,8 +13,17 @@ from saeguard.baselines.catalogue import BASELINES, Cost
 from saeguard.cli.compare import methods_of
 from saeguard.cli.main import main
 from saeguard.cli.options import words_of
-from saeguard.errors import EvaluationError
+from saeguard.errors import (
+    BaselineError,
+    DoesNotFitError,
+    EvaluationError,
+    ModelError,
+    NonFiniteLossError,
+    SAEMismatchError,
+    SelectionError,
+)
 from saeguard.evaluation.comparison import Comparison, drawn
+from saeguard.evaluation.fitted import is_its_own
 from saeguard.evaluation.harness import Settings
 from saeguard.evaluation.result import write_result
 from saeguard.evaluation.sources import QuestionSet
@@ -107,6 +116,47 @@ def test_a_comparison_that_is_stopped_goes_on_and_gives_the_same_file(comparison
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def raising(error):
+    """A `load` that fails: what asks for the model to fit something meets it."""
+
+    def load():
+        raise error
+
+    return load
+
+
+def test_what_cannot_be_fitted_is_not_tried_again(comparison):
+    first = comparison.run(Settings(), 0.01)
+    assert len(first["comparison"]["methods"]["conditional"]["failed"]) == 2
+    again = replace(comparison, trial=replace(comparison.trial, load=raising(Stop())))
+    assert again.run(Settings(), 0.01) == first
+
+
+def test_what_the_machine_lacked_is_tried_again(comparison):
+    broken = replace(comparison, trial=replace(comparison.trial, load=raising(ModelError("cannot load the model"))))
+    with pytest.raises(EvaluationError, match="no configuration of conditional could be fitted: ModelError"):
+        broken.run(Settings(), 0.01)
+    assert len(comparison.run(Settings(), 0.01)["comparison"]["methods"]["conditional"]["failed"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause", "kept"),
+    [
+        (BaselineError, None, True),
+        (NonFiniteLossError, None, True),
+        (SelectionError, None, True),
+        (BaselineError, OSError("disk full"), False),
+        (BaselineError, ImportError("peft"), False),
+        (DoesNotFitError, None, False),
+        (SAEMismatchError, None, False),
+    ],
+)
+def test_a_failure_is_the_settings_own_by_its_type(kind, cause, kept):
+    error = kind("why")
+    error.__cause__ = cause
+    assert is_its_own(error) == kept
+
+
 def test_a_method_of_which_nothing_can_be_fitted_ends_it(comparison):
     hopeless = replace(BASELINES["conditional"], grid={"n": (100, 200)})
     with pytest.raises(EvaluationError, match="no configuration of conditional could be fitted"):
@@ -163,6 +213,7 @@ def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):
         (["--forget", "x"], "go together"),
         (["--model", "m"], "--sae is needed"),
         (["--tofu", "d", "--benchmark", "starter"], "in the place of questions"),
+        (["--relearn", "0"], "expected a number of epochs from 1 on"),
         (["--set", "steps"], r"expected [METHOD.]NAME=VALUE"),
         (["--methods", "static", "--set", "learning-rate=1e-4"], "none of the methods has it"),
         (["--methods", "static", "--set", "npo.n=3"], "none of the methods has it"),
@@ -181,6 +232,11 @@ def test_values_that_are_set_take_the_place_of_the_grids():
     assert npo.grid == {**BASELINES["npo"].grid, "learning_rate": [1e-4, 3e-4], "beta": [0.5]}
     assert simnpo.grid == {**BASELINES["simnpo"].grid, "learning_rate": [1.0]}
     assert static.grid == {**BASELINES["static"].grid, "n": [5]}
+
+
+def test_all_is_every_method():
+    found = methods_of(SimpleNamespace(methods=["npo", "all"], grid="small", set=[]))
+    assert [one.name for one in found] == list(BASELINES)
 
 
 def test_tofu_is_chosen_on_one_side_and_reported_on_the_other(comparison, tmp_path):

@@ -82,7 +82,7 @@ class Relearner:
             if guardrail is not None:
                 fitted_texts(guardrail, self.texts)
                 self.sae_of(guardrail)
-        course = self._course(attack, subjects[0], lesson)
+        course = course_of(self.config, self.work, attack, subjects[0], lesson)
         names, steps = ", ".join(subject.name for subject in subjects), course.steps(self.epochs[-1])
         return (
             f"{attack.name}: {len(lesson.texts)} documents as {len(course.windows)} windows, {course.tokens:,} tokens "
@@ -92,7 +92,7 @@ class Relearner:
 
     def points(self, attack: Relearning, subject: Subject, lesson: Lesson, epochs: int) -> Iterator[Point]:
         """What is asked of a subject after so many epochs: as it is then, and after each `refit` that is wanted."""
-        course = self._course(attack, subject, lesson)
+        course = course_of(self.config, self.work, attack, subject, lesson)
         loader = course.after(epochs)
         model = Subject(MODEL, loader)
         about = {
@@ -113,21 +113,6 @@ class Relearner:
             models = (model, Subject.guarded(subject.name, loader, again))
             yield Point(f"{name}-refit-{what}", f"{says}, then refit: {what}", models, note, {**about, **its})
 
-    def _course(self, attack: Relearning, subject: Subject, lesson: Lesson) -> Course:
-        from saeguard.attacks.finetuning import Course
-        from saeguard.baselines.weight_settings import Training
-
-        config = self.config
-        settings = Training(
-            config.lora_learning_rate if attack.lora else config.learning_rate, batch=config.batch,
-            max_tokens=config.max_tokens, lora_rank=config.lora_rank if attack.lora else 0, keep_utility=0.0,
-        )  # fmt: skip
-        windows = lesson.windows(subject.loader.loaded[1], config.max_tokens)
-        under = fingerprint(subject.guardrail.rules) if attack.hooked and subject.guardrail else ""
-        return Course(
-            subject.loader, windows, settings, self.work, subject.attach if attack.hooked else None, under, config.seed
-        )
-
     def _refitted(self, guardrail: Guardrail, loader: Loader, what: Refit, folder: Path) -> tuple[Guardrail, str]:
         """The guardrail fitted anew on the trained model with the texts it was fitted on, and what had to be forced."""
         texts = fitted_texts(guardrail, self.texts)
@@ -145,6 +130,22 @@ class Relearner:
             return run(force=False), ""
         except SAEMismatchError as error:
             return run(force=True), f"refit had to be forced: {error}"
+
+
+def course_of(config: AttackConfig, work: Path, attack: Relearning, subject: Subject, lesson: Lesson) -> Course:
+    """How a subject's model is trained in an attack."""
+    from saeguard.attacks.finetuning import Course
+    from saeguard.baselines.weight_settings import Training
+
+    settings = Training(
+        config.lora_learning_rate if attack.lora else config.learning_rate, batch=config.batch,
+        max_tokens=config.max_tokens, lora_rank=config.lora_rank if attack.lora else 0, keep_utility=0.0,
+    )  # fmt: skip
+    windows = lesson.windows(subject.loader.loaded[1], config.max_tokens)
+    under = fingerprint(subject.guardrail.rules) if attack.hooked and subject.guardrail else ""
+    return Course(
+        subject.loader, windows, settings, work, subject.attach if attack.hooked else None, under, config.seed
+    )
 
 
 def fitted_texts(guardrail: Guardrail, texts: Sequence[TextSet]) -> dict[str, list[str]]:

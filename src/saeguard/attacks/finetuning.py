@@ -88,7 +88,10 @@ class Course:
         found = self._train(epochs) if outcome is None else outcome.checkpoint
         model, tokenizer = self.loader.loaded
         dtype = str(model.dtype).removeprefix("torch.")
-        return checkpoint(str(found), lambda: (copy.deepcopy(model), tokenizer), device=str(model.device), dtype=dtype)
+        return checkpoint(
+            str(found), lambda: (copy.deepcopy(model), tokenizer), device=str(model.device), dtype=dtype,
+            name=found.relative_to(self.work).as_posix(),
+        )  # fmt: skip
 
     def _train(self, epochs: int) -> Path:
         model, tokenizer = self.loader.loaded

@@ -73,11 +73,21 @@ class Lesson:
     documents: Mapping[str, Sequence[Document]]
 
     @classmethod
-    def taken(cls, text: Text, texts: Sequence[TextSet], count: int) -> Lesson:
-        """At most `count` documents of the fit split, spread evenly over each corpus of the text's role."""
+    def taken(cls, text: Text, texts: Sequence[TextSet], count: int, *, without: Sequence[Item] = ()) -> Lesson:
+        """At most `count` documents of the fit split, spread evenly over each corpus of the text's role.
+
+        Documents in which an item of `without` stands are left out; raises `EvaluationError` where none is left.
+        """
         its = [each for each in texts if each.role == ROLES[text]]
         share = -(-count // len(its))
-        found = {each.name: _spread(_fit_split(each.corpus), share) for each in its}
+        asked = [("", item) for item in without]
+        free = {
+            each.name: [document for document in _fit_split(each.corpus) if not items_in([document.text], asked)]
+            for each in its
+        }
+        if without and not any(free.values()):
+            raise EvaluationError(f"one of the questions stands in each document of the {text} text: give other text")
+        found = {name: _spread(documents, share) for name, documents in free.items()}
         return cls(text, {name: documents for name, documents in found.items() if documents})
 
     @property

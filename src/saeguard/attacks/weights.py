@@ -56,6 +56,11 @@ def refusal(guardrail: Guardrail, loader: Loader) -> str | None:
     return None
 
 
+def moved(subject: Subject, loader: Loader) -> Subject:
+    """The subject on another model, under its guardrail or prompt gate as if that had been made there."""
+    return replace(subject, loader=loader) if subject.guardrail is None else forced(subject, subject.guardrail, loader)
+
+
 def forced(subject: Subject, guardrail: Guardrail, loader: Loader) -> Subject:
     """The subject's guardrail on another model, as if it had been calibrated there."""
     other = replace(guardrail, model=model_fingerprint(loader.loaded[0]))

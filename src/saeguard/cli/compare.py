@@ -5,25 +5,30 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from saeguard.attacks.config import AttackConfig
 from saeguard.baselines.catalogue import BASELINES
 from saeguard.cli.judging import add_report, add_sources, show, sources
-from saeguard.cli.options import add_common, add_model, console, value_of
+from saeguard.cli.options import add_common, add_fields, add_model, console, value_of
 from saeguard.cli.texts import add_texts, fit_texts
 from saeguard.errors import UsageError
 
 if TYPE_CHECKING:
     from saeguard.baselines.catalogue import Baseline, Cost, Trial
+    from saeguard.evaluation.survival import Relearn
     from saeguard.evaluation.task import Task
 
 HELP = "several methods with equal tuning budgets: one table and one frontier"
 EXAMPLE = "saeguard compare --methods dsg evidence probe static prompt-refuse --out compare.json --page compare.html"
+ALL = "all"
+RELEARNED = ("documents", "learning_rate", "batch", "max_tokens")
+"""Settings of `attack` that `--relearn` goes by."""
 DEFAULT = [name for name, one in BASELINES.items() if not one.trains_weights]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `compare`."""
-    parser.add_argument("--methods", nargs="+", choices=list(BASELINES), default=DEFAULT, metavar="NAME",
-                        help="methods to compare, as `saeguard baseline list` names them "
+    parser.add_argument("--methods", nargs="+", choices=[*BASELINES, ALL], default=DEFAULT, metavar="NAME",
+                        help="methods to compare, as `saeguard baseline list` names them, or all "
                         "(default: those that change no weights)")  # fmt: skip
     parser.add_argument("--budget", type=int, default=8, metavar="N",
                         help="configurations that each method may try (default: 8)")  # fmt: skip
@@ -37,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="at most this many questions of each domain")
     parser.add_argument("--costs", action=argparse.BooleanOptionalAction, default=True,
                         help="measure what fitting and running each chosen one takes (default: yes)")  # fmt: skip
+    parser.add_argument("--relearn", type=int, metavar="EPOCHS", help="train each chosen one's model further on forget "
+                        "text, and ask about the topic again (default: no)")  # fmt: skip
+    add_fields(parser, AttackConfig, skip=[name for name in vars(AttackConfig()) if name not in RELEARNED])
     add_model(parser)
     parser.add_argument("--sae", metavar="S", help="SAE folder or hub id (default: the embedded one)")
     parser.add_argument("--layer", type=int, metavar="L", help="guarded layer, from 0 (default: the SAE's own)")
@@ -69,8 +77,9 @@ def run(args: argparse.Namespace) -> None:
     work = Path(args.work or Path(args.out).with_suffix(".work"))
     tuning, tasks = _tasks(args)
     trial = _trial(args, methods, work)
-    measure: Measure | None = (lambda *one: _measured(args, *one)) if args.costs else None
-    comparison = Comparison(Loader(trial.load), trial, methods, args.budget, tuning, tasks, measure, work)
+    measure: Measure | None = (lambda *one: _measured(args, trial.layer, *one)) if args.costs else None
+    relearn = _relearn(args, trial.forget, work)
+    comparison = Comparison(Loader(trial.load), trial, methods, args.budget, tuning, tasks, measure, work, relearn)
     result = comparison.run(Settings(limit=args.limit, seed=args.seed), args.tolerance)
     write_result(result, args.out)
     show(result, args)
@@ -86,7 +95,7 @@ def methods_of(args: argparse.Namespace) -> list[Baseline]:
 
     given = [_given(pair) for pair in args.set]
     methods, used = [], set()
-    for one in (with_grid(BASELINES[name], args.grid) for name in dict.fromkeys(args.methods)):
+    for one in (with_grid(BASELINES[name], args.grid) for name in names_of(args)):
         names, grid = {field.name for field in fields(one.settings)}, dict(one.grid)
         for method, name, words in given:
             if method in ("", one.name) and name in names:
@@ -97,6 +106,11 @@ def methods_of(args: argparse.Namespace) -> list[Baseline]:
         if (method, name) not in used:
             raise UsageError(f"--set {name}: none of the methods has it (see `saeguard baseline NAME -h`)")
     return methods
+
+
+def names_of(args: argparse.Namespace) -> list[str]:
+    """Each once."""
+    return list(BASELINES) if ALL in args.methods else list(dict.fromkeys(args.methods))
 
 
 def _given(pair: str) -> tuple[str, str, list[str]]:
@@ -128,7 +142,7 @@ def _tasks(args: argparse.Namespace) -> tuple[list[Task], list[Task]]:
 
 
 def _trial(args: argparse.Namespace, methods: list[Baseline], work: Any) -> Trial:
-    """What all methods are fitted on."""
+    """What all methods are fitted on: the same whichever they are."""
     from saeguard.baselines.catalogue import Trial
     from saeguard.cli.loading import load, sae_and_layer
 
@@ -137,14 +151,30 @@ def _trial(args: argparse.Namespace, methods: list[Baseline], work: Any) -> Tria
         return found.model, found.tokenizer
 
     forget, retain = fit_texts(args)
-    wanted = any("sae" in one.needs for one in methods)
-    sae, layer = sae_and_layer(args.sae, args.layer, embedded=args.model is None) if wanted else (None, args.layer)
+    there = args.model is None or args.sae is not None or any("sae" in one.needs for one in methods)
+    sae, layer = sae_and_layer(args.sae, args.layer, embedded=args.model is None) if there else (None, args.layer)
     return Trial(
         None, loaded, forget, retain, sae, layer, work, work, args.seed, args.force, args.model, args.device
     )  # fmt: skip
 
 
-def _measured(args: argparse.Namespace, baseline: Baseline, settings: Any) -> Cost:
+def _relearn(args: argparse.Namespace, forget: str, work: Any) -> Relearn | None:
+    """How models are trained further, if they are to be. Raises `UsageError`."""
+    from dataclasses import replace
+    from functools import partial
+
+    from saeguard.attacks.further import Further
+
+    if args.relearn is None:
+        return None
+    if args.relearn < 1:
+        raise UsageError(f"--relearn {args.relearn}: expected a number of epochs from 1 on")
+    given = {name: value for name, value in vars(args).items() if name in RELEARNED}
+    config = replace(AttackConfig(seed=args.seed), **given)
+    return partial(Further.of, config, args.relearn, forget, work / "relearning")
+
+
+def _measured(args: argparse.Namespace, layer: int | None, baseline: Baseline, settings: Any) -> Cost:
     """Fit a method in a process and folders of its own. Raises `EvaluationError` where that fails."""
     import json
     import subprocess
@@ -161,7 +191,7 @@ def _measured(args: argparse.Namespace, baseline: Baseline, settings: Any) -> Co
             "saeguard.cli.main",
             "baseline",
             baseline.name,
-            *_words(args, baseline, settings),
+            *_words(args, layer, baseline, settings),
         ]
         done = subprocess.run([*command, "--out", f"{folder}/out"], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -170,15 +200,15 @@ def _measured(args: argparse.Namespace, baseline: Baseline, settings: Any) -> Co
     return Cost(found["seconds"], found["peak_memory_mb"])
 
 
-def _words(args: argparse.Namespace, baseline: Baseline, settings: Any) -> list[str]:
+def _words(args: argparse.Namespace, layer: int | None, baseline: Baseline, settings: Any) -> list[str]:
     """The options of `baseline` that say what this comparison says."""
     from saeguard.cli.options import words_of
 
     words = ["--json", "--seed", str(args.seed), "--device", args.device, "--dtype", args.dtype, *words_of(settings)]
-    places = ("model", "layer", "forget", *(["sae"] if "sae" in baseline.needs else []))
-    for name in places:
-        if getattr(args, name) is not None:
-            words += [f"--{name}", str(getattr(args, name))]
+    given = {"model": args.model, "layer": layer, "forget": args.forget}
+    if "sae" in baseline.needs:
+        given["sae"] = args.sae
+    words += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     if args.retain:
         words += ["--retain", *args.retain]
     return words + (["--force"] if args.force and "sae" in baseline.needs else [])

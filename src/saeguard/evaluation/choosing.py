@@ -41,10 +41,10 @@ class Point:
         found = {role: its for role, its in by_role.items() if its}
         return cls(
             setting=setting,
-            accuracy={role: _accuracy(its, seed) for role, its in found.items()},
+            accuracy={role: accuracy_of(its, seed) for role, its in found.items()},
             triggered={role: estimate("rate", as_columns([bool(r.triggered) for r in its]), seed)
                        for role, its in found.items()},
-            kept=_accuracy([r for r in records if r.role != "topic"], seed),
+            kept=accuracy_of([r for r in records if r.role != "topic"], seed),
         )  # fmt: skip
 
 
@@ -106,5 +106,6 @@ def choose(points: Sequence[Point], least: float) -> int:
     return min(keeping, key=lambda i: (points[i].accuracy["topic"].value, -points[i].kept.value))
 
 
-def _accuracy(records: Sequence[Record], seed: int) -> Estimate:
+def accuracy_of(records: Sequence[Record], seed: int) -> Estimate:
+    """The share of right answers."""
     return estimate("rate", as_columns([record.scores["accuracy"] for record in records]), seed)

@@ -1,15 +1,15 @@
 """`compare`: several methods with equal tuning budgets, each setting chosen on dev items, all reported on test items.
 
 Every method tries the same number of configurations, drawn from its grid (all of it where that is smaller).
-What is fitted, answered and measured is kept in the work folder, so a killed comparison goes on where it was. The
-chosen setting of each method is fitted once more, alone and from nothing, to see what that takes.
+What is fitted (or could not be), answered and measured is kept in the work folder, so a killed comparison goes on where
+it was, and folders of several can be copied together. The chosen setting of each method is fitted once more, alone and
+from nothing, to see what that takes; and its model may be trained further on the topic, to see what comes back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from saeguard.baselines.catalogue import Baseline, Cost, Trial, folder_bytes
-from saeguard.corpus import Corpus
-from saeguard.errors import EvaluationError, GuardrailError
+from saeguard.errors import EvaluationError
 from saeguard.evaluation.choosing import Choice, Setting, Trials
+from saeguard.evaluation.fitted import Fitted
 from saeguard.evaluation.harness import Settings, TaskRun, evaluate
 from saeguard.evaluation.result import make_result, write_result
 from saeguard.evaluation.speed import time_per_token
-from saeguard.evaluation.subject import Loader, Subject, checkpoint
+from saeguard.evaluation.subject import Loader, Subject
+from saeguard.evaluation.survival import Relearn, Survival
 from saeguard.evaluation.task import Task
 from saeguard.generate import prompt_ids
 from saeguard.progress import progress
@@ -46,7 +47,7 @@ class Tuned:
 class Comparison:
     """What a comparison works on. `trial` is what all methods are fitted on; its settings and folders are not used.
 
-    Without `measure` nothing is timed.
+    Without `measure` nothing is timed, without `relearn` no model is trained further.
     """
 
     loader: Loader
@@ -57,89 +58,75 @@ class Comparison:
     tasks: Sequence[Task]
     measure: Measure | None
     work: Path
+    relearn: Relearn | None = None
 
     def run(self, settings: Settings, tolerance: float) -> dict[str, Any]:
         """The result on test items, with the comparison in it. Raises a `GuardrailError` by cause."""
         unguarded = Subject("unguarded", self.loader)
+        survival = self.relearn and Survival.of(self.relearn, self.tuning, settings, self.work)
         trials = Trials(unguarded, self.tuning, settings, self.work / "answers", tolerance)
         total = sum(len(drawn(one, self.budget)) for one in self.methods)
         with progress("tuning", 2 * total, unit="settings") as advance:
             tuned = [self._tune(one, trials, advance) for one in self.methods]
         subjects, runs = [unguarded], []
         test = replace(settings, split="test")
-        costs: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         for one in tuned:
-            subject = self._subject(one.baseline, one.choice.setting)
+            subject = self._fitted.subject(one.baseline, one.choice.setting)
             runs.append(evaluate([unguarded, subject], self.tasks, test, work=self.work / "answers"))
-            costs[subject.name] = self._costs(one, subject, unguarded)
+            its = self._costs(one, subject, unguarded) | self._relearned(one, subject, survival)
+            found[subject.name] = _described(one) | its
             if subject.loader is not self.loader:
                 subject.loader.release()
             subjects.append(subject)
-        found = make_result(subjects, _together(runs), test, {})
-        found["comparison"] = {
-            "budget": self.budget,
-            "methods": {one.baseline.name: _described(one) | costs[one.baseline.name] for one in tuned},
-        }
-        return found
+        result = make_result(subjects, _together(runs), test, {})
+        result["comparison"] = {"budget": self.budget, "methods": found}
+        if survival:
+            control = survival.figures(unguarded, self.loader.identity)
+            result["comparison"]["relearning"] = {**survival.relearning.about, "control": control}
+            survival.relearning.discard(unguarded)
+        return result
+
+    @property
+    def _fitted(self) -> Fitted:
+        return Fitted(self.loader, self.trial, self.work)
 
     def _tune(self, baseline: Baseline, trials: Trials, advance: Callable[[int], None]) -> Tuned:
         fitted: list[Setting] = []
         failed: list[tuple[Setting, str]] = []
         for setting in drawn(baseline, self.budget):
-            try:
-                self._folder(baseline, setting)
+            why = self._fitted.failure(baseline, setting)
+            if why is None:
                 fitted.append(setting)
-            except GuardrailError as error:
-                failed.append((setting, f"{type(error).__name__}: {error}"))
-                advance(1)
-            advance(1)
+            else:
+                failed.append((setting, why))
+            advance(1 if why is None else 2)
         if not fitted:
             raise EvaluationError(f"no configuration of {baseline.name} could be fitted: {failed[0][1]}")
-        return Tuned(baseline, trials.choose(fitted, lambda s: self._subject(baseline, s), advance), failed)
-
-    def _subject(self, baseline: Baseline, setting: Setting) -> Subject:
-        folder = str(self._folder(baseline, setting))
-        if not baseline.trains_weights:
-            return Subject.fitted(baseline.name, self.loader, folder)
-        model = self.loader.loaded[0]
-        device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
-        return Subject(baseline.name, checkpoint(folder, self.trial.load, device=device, dtype=dtype))
-
-    def _folder(self, baseline: Baseline, setting: Setting) -> Path:
-        """Where a method fitted with a setting lies; it is fitted unless it is there."""
-        key = self._key(baseline, setting)
-        folder = self.work / "fitted" / f"{baseline.name}-{key}"
-        if not folder.exists():
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            work = self.work / ("training" if baseline.trains_weights else "shards")
-            settings = replace(baseline.settings(), **setting)
-            baseline.run(replace(self.trial, settings=settings, out=partial, work=work))
-            partial.replace(folder)
-        return folder
-
-    def _key(self, baseline: Baseline, setting: Setting) -> str:
-        trial = self.trial
-        texts = {"forget": trial.forget, **trial.retain}
-        parts = [
-            baseline.name, asdict(replace(baseline.settings(), **setting)), self.loader.identity, trial.layer,
-            None if trial.sae is None else trial.sae.fingerprint(), trial.seed,
-            {name: Corpus.of(name, "retain", file).summary().fingerprint for name, file in texts.items()},
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return Tuned(baseline, trials.choose(fitted, lambda s: self._fitted.subject(baseline, s), advance), failed)
 
     def _costs(self, tuned: Tuned, subject: Subject, unguarded: Subject) -> dict[str, Any]:
         """What there is to ship of the chosen setting, and what fitting and running it takes: measured once, kept."""
         baseline, setting = tuned.baseline, tuned.choice.setting
-        shipped = {"bytes": folder_bytes(self._folder(baseline, setting))}
+        shipped = {"bytes": folder_bytes(self._fitted.folder(baseline, setting))}
         if self.measure is None:
             return shipped
-        path = self.work / "costs" / f"{baseline.name}-{self._key(baseline, setting)}.json"
+        path = self.work / "costs" / f"{self._fitted.name(baseline, setting)}.json"
         if not path.is_file():
             cost = self.measure(baseline, replace(baseline.settings(), **setting))
             speed = time_per_token(subject, unguarded, self._prompts())
             write_result({"fit": asdict(cost), "run": asdict(speed)}, path)
         return {**shipped, **json.loads(path.read_text("utf-8"))}
+
+    def _relearned(self, tuned: Tuned, subject: Subject, survival: Survival | None) -> dict[str, Any]:
+        """What is right on the topic after relearning, if that is asked for. The plain model's checkpoint stays."""
+        if survival is None:
+            return {}
+        name = self._fitted.name(tuned.baseline, tuned.choice.setting)
+        figures = survival.figures(subject, name)
+        if subject.loader is not self.loader:
+            survival.relearning.discard(subject)
+        return {"relearned": {"epochs": survival.relearning.about["epochs"], **figures}}
 
     def _prompts(self) -> list[list[int]]:
         """A few of the judged items of each role, as prompts."""

@@ -17,7 +17,7 @@ from saeguard.artifact import fingerprint
 from saeguard.baselines import prompt_gate
 from saeguard.errors import ModelError
 from saeguard.guardrail import Guardrail
-from saeguard.model import load_model, model_fingerprint, tokenizer_fingerprint
+from saeguard.model import load_model, model_fingerprint, text_config, tokenizer_fingerprint
 from saeguard.online.verdicts import Watch
 
 Attach = Callable[[Any, Any], AbstractContextManager[Watch | None]]
@@ -118,11 +118,20 @@ class Subject:
             yield Opened(self.loader.loaded, self.attach, stack)
 
 
-def checkpoint(source: str, base: Load, *, device: str, dtype: str) -> Loader:
-    """A checkpoint by hub id or folder; a folder with a PEFT adapter is put on a copy of the base model."""
-    if not (Path(source) / ADAPTER_FILE).is_file():
-        return Loader(lambda: load_model(source, device=device, dtype=dtype))
-    return Loader(lambda: _adapted(source, base))
+def checkpoint(source: str, base: Load, *, device: str, dtype: str, name: str = "") -> Loader:
+    """A checkpoint by hub id or folder; a folder with a PEFT adapter is put on a copy of the base model.
+
+    `name` is what the model is called in place of the source, so that where it lies is no part of what it is.
+    """
+
+    def load() -> tuple[Any, Any]:
+        adapted = (Path(source) / ADAPTER_FILE).is_file()
+        model, tokenizer = _adapted(source, base) if adapted else load_model(source, device=device, dtype=dtype)
+        if name:
+            text_config(model)._name_or_path = name
+        return model, tokenizer
+
+    return Loader(load)
 
 
 def _adapted(folder: str, base: Load) -> tuple[Any, Any]:

@@ -56,15 +56,19 @@ def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     if "comparison" not in result:
         return []
-    names = [subject["name"] for subject in result["subjects"]]
+    names, methods = [subject["name"] for subject in result["subjects"]], result["comparison"]["methods"]
     figures = [(label, figure) for label, *key in FIGURES if (figure := find(result, *key)) is not None]
+    note, relearning = NOTE, result["comparison"].get("relearning")
+    if relearning is not None:
+        label = f"topic after {_epochs(relearning)} of relearning: right"
+        figures.append((label, _relearned({names[0]: relearning["control"]}, methods)))
+        note = f"{NOTE} {_lesson(relearning)}"
     short, quality = (
         [[visible(name), *(shown(figure, name) for _, figure in figures)] for name in names]
         for shown in (_value, _with_interval)
     )
-    methods = result["comparison"]["methods"]
     return [
-        {"title": "The methods", "note": NOTE, "head": ["method", *(label for label, _ in figures)], "rows": quality,
+        {"title": "The methods", "note": note, "head": ["method", *(label for label, _ in figures)], "rows": quality,
          "short": short},
         _costs(methods),
         {"title": "What was tried", "note": "Accuracy on dev items; off the topic is near and far together.",
@@ -106,6 +110,25 @@ def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _accuracy(result: Mapping[str, Any], role: str) -> Mapping[str, Any] | None:
     found = (find(result, *key) for _, *key in FIGURES if (key[1], key[2]) == ("accuracy", role))
     return next((figure for figure in found if figure is not None), None)
+
+
+def _relearned(control: Mapping[str, Any], methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Right answers on the topic after relearning, as a figure; `control` is the model without any method."""
+    after = {**control, **{name: method["relearned"] for name, method in methods.items()}}
+    return {"kind": "rate", "estimates": {name: its["accuracy"] for name, its in after.items() if "accuracy" in its}}
+
+
+def _lesson(relearning: Mapping[str, Any]) -> str:
+    return (
+        f"Relearning: all weights trained for {_epochs(relearning)} on {relearning['lesson']['documents']} documents "
+        "of the forget text, in which no asked question stands; of a method that changes no weights those of the plain "
+        "model, and the method put on it again. A method whose training diverged has no figure."
+    )
+
+
+def _epochs(relearning: Mapping[str, Any]) -> str:
+    count = relearning["epochs"]
+    return f"{count} epoch{'s' if count > 1 else ''}"
 
 
 def _value(figure: Mapping[str, Any], name: str) -> str:
