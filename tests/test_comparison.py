@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from saeguard.baselines import settings
 from saeguard.baselines.catalogue import BASELINES, Cost
 from saeguard.cli.compare import methods_of
 from saeguard.cli.main import main
-from saeguard.cli.options import words_of
+from saeguard.cli.options import add_fields, config_of, words_of
 from saeguard.errors import (
     BaselineError,
     DoesNotFitError,
@@ -184,6 +185,13 @@ def test_options_say_what_settings_say():
         "0.5",
     ]
     assert "--encoder" not in words_of(settings.Prompted())
+
+
+@pytest.mark.parametrize("baseline", BASELINES.values(), ids=lambda baseline: baseline.name)
+def test_settings_are_what_their_options_say(baseline):
+    parser = argparse.ArgumentParser()
+    add_fields(parser, baseline.settings)
+    assert config_of(baseline.settings, parser.parse_args(words_of(baseline.settings()))) == baseline.settings()
 
 
 def test_the_command_measures_in_a_process_of_its_own(files, tmp_path, capsys):

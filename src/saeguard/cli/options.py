@@ -74,7 +74,7 @@ def words_of(config: Any) -> list[str]:
         value, name = getattr(config, field.name), field.name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
+        elif value not in (None, ()):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
 
