@@ -11,6 +11,8 @@ import pytest
 from conftest import make_sae
 from saeguard import Guardrail
 from saeguard.cli.main import main
+from saeguard.evaluation.joining import joined
+from saeguard.evaluation.result import read_result
 from topics import LAYER, passages, save_all
 
 
@@ -74,6 +76,30 @@ def test_eval_judges_a_checkpoint_beside(run, folder, tmp_path):
     status, result, _ = run("eval", "--checkpoint", same, "--tasks", "mcq", "--out", tmp_path / "r.json", "--json")
     assert status == 0
     assert all(f["differences"]["copy"]["value"] == 0 for f in result["figures"])
+
+
+def test_results_made_apart_are_drawn_as_those_made_together(run, folder, tmp_path):
+    parts = {"mine": ["--guardrail", f"mine={folder / 'guard'}"], "copy": ["--checkpoint", f"copy={folder / 'model'}"]}
+    tasks = ["--tasks", "mcq", "near"]
+    for name, words in {**parts, "both": [word for its in parts.values() for word in its]}.items():
+        assert run("eval", *words, *tasks, "--out", tmp_path / f"{name}.json")[0] == 0
+    apart, together = ([read_result(tmp_path / f"{name}.json") for name in names] for names in (parts, ["both"]))
+    assert joined(apart) == together[0]
+    words = [tmp_path / f"{name}.json" for name in parts]
+    status, shown, _ = run("eval", "--render", *words, "--markdown", tmp_path / "apart.md", sources=False)
+    assert status == 0
+    assert "mine" in shown
+    assert "copy" in (tmp_path / "apart.md").read_text("utf-8")
+
+
+def test_results_of_other_items_or_of_one_name_are_not_drawn_as_one(run, folder, tmp_path):
+    words = ["--guardrail", f"mine={folder / 'guard'}", "--tasks", "mcq"]
+    for name, limit in (("few", 3), ("more", 6)):
+        assert run("eval", *words, "--limit", limit, "--out", tmp_path / f"{name}.json")[0] == 0
+    few, more = (tmp_path / f"{name}.json" for name in ("few", "more"))
+    for files, says in (((few, more), "differ in settings, tasks"), ((few, few), "two of the results have a subject")):
+        status, _, error = run("eval", "--render", *files, sources=False)
+        assert (status, says in error) == (1, True), error
 
 
 @pytest.mark.parametrize(

@@ -26,20 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "a killed run resumes there")  # fmt: skip
     parser.add_argument("--out", default="eval.json", metavar="FILE", help="the result (default: eval.json)")
     add_report(parser)
-    parser.add_argument("--render", metavar="FILE", help="draw the report of this result again, without running")
+    parser.add_argument("--render", nargs="+", metavar="FILE", help="draw the report of this result again, without "
+                        "running; of several on the same items, as one")  # fmt: skip
     add_common(parser)
     add_fields(parser, EvalConfig, skip=("seed",))
 
 
 def run(args: argparse.Namespace) -> None:
     """Judge, write the result, show it."""
+    from saeguard.evaluation.joining import joined
     from saeguard.evaluation.result import read_result, write_result
 
     if args.list:
         emit(list(TASKS)) if args.json else console().print("\n".join(TASKS))
         return
     if args.render:
-        show(read_result(args.render), args)
+        show(joined([read_result(path) for path in args.render]), args)
         return
     result = _judge(args)
     write_result(result, args.out)
