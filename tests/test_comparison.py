@@ -127,6 +127,7 @@ def raising(error):
 
 
 def test_what_cannot_be_fitted_is_not_tried_again(comparison):
+    comparison = replace(comparison, tasks=comparison.tuning, measure=None)
     first = comparison.run(Settings(), 0.01)
     assert len(first["comparison"]["methods"]["conditional"]["failed"]) == 2
     again = replace(comparison, trial=replace(comparison.trial, load=raising(Stop())))
@@ -134,6 +135,7 @@ def test_what_cannot_be_fitted_is_not_tried_again(comparison):
 
 
 def test_what_the_machine_lacked_is_tried_again(comparison):
+    comparison = replace(comparison, tasks=comparison.tuning, measure=None)
     broken = replace(comparison, trial=replace(comparison.trial, load=raising(ModelError("cannot load the model"))))
     with pytest.raises(EvaluationError, match="no configuration of conditional could be fitted: ModelError"):
         broken.run(Settings(), 0.01)

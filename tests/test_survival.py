@@ -162,8 +162,8 @@ def _compared(files, work, methods, capsys):
         "--dtype": ["float32"], "--device": ["cpu"], "--forget": [files / "forget.jsonl"],
         "--retain": [f"{name}={files / name}.jsonl" for name in ("kitchen", "garden")],
         "--topic": [f"t={files / 'forget-q.jsonl'}"], "--far": [f"f={files / 'kitchen-q.jsonl'}"],
-        "--relearn": [1], "--documents": [4], "--max-tokens": [24], "--work": [work], "--out": [work.with_suffix(".json")],
-        "--set": ["alpha=0.2"] if "prompt-refuse" in methods else [],
+        "--relearn": [1], "--documents": [4], "--max-tokens": [24], "--work": [work],
+        "--out": [work.with_suffix(".json")],
     }  # fmt: skip
     sets = [("prompt-refuse", "alpha=0.2"), ("prompt-refuse", "regularisation=1,10"), ("conditional", "n=4,200"),
             ("conditional", "strength=0.5"), ("grad-ascent", "steps=2"), ("grad-ascent", "batch=2"),
