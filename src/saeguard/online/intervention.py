@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,18 +24,20 @@ from transformers import Cache
 
 from saeguard.errors import AttachError, NonFiniteError
 from saeguard.guardrail import Guardrail
-from saeguard.hooks import around, at, inputs_of
-from saeguard.model import decoder_layer, entrances, input_device, port_at, run_to
+from saeguard.hookpoints import DESCRIPTIONS
+from saeguard.hooks import around, at
+from saeguard.model import decoder_layer, decoder_layers, entrances, input_device, port_at, run_to
 from saeguard.normalise import Rereader
-from saeguard.online.live import LiveRule
+from saeguard.online.live import LiveRule, changes
 from saeguard.online.memory import Memory
-from saeguard.online.passes import READ_AGAIN, Again, Pass, only_the_last
+from saeguard.online.passes import READ_AGAIN, Again, Pass, only_the_last, reading_again
 from saeguard.online.reach import Reach
 from saeguard.online.rereading import Reading, check_rereadable, emptied, put_rows
 from saeguard.online.sequences import Track
+from saeguard.online.together import after_model, before_model, together
 from saeguard.online.verdicts import Verdict as Verdict
 from saeguard.online.verdicts import refused, verdicts
-from saeguard.tokens import attended_tokens, special_token_ids, token_masks, without_padding
+from saeguard.tokens import TokenMasks, attended_tokens, special_token_ids, token_masks, without_padding
 
 
 class Guard:
@@ -50,7 +52,6 @@ class Guard:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
         self._live = cache(self._rules_on)
         self._pass: Pass | None = None
-        self._decided: Tensor | None = None
         self._reach = Reach(guardrail.rules)
         self.clamping: Tensor | None = None
         """Which rules may clamp which rows (rows, rules) of the passes to come; None: all of them. Gates read on."""
@@ -102,41 +103,47 @@ class Guard:
             run_to(self._model, self.guardrail.layer, *rows)
         return self.verdicts
 
-    def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hook before the model and each part of it that holds the layers: note which tokens come.
+    @property
+    def depth(self) -> tuple[int, int]:
+        """How far back in the model it reads, to tell which of several guards comes first."""
+        return self.guardrail.layer, list(DESCRIPTIONS).index(self.guardrail.hook)
 
-        The outermost part that is given `input_ids` opens the pass; the parts inside it find it open.
-        """
-        inputs = inputs_of(module, args, kwargs)
-        ids = inputs.get("input_ids")
-        if not isinstance(ids, Tensor) or (self._pass is not None and self._pass.stage != "written"):
-            return
-        reading, kv = Reading(module, inputs), inputs.get("past_key_values")
+    @property
+    def in_a_pass(self) -> bool:
+        """Whether a pass has begun and has not yet come to its end."""
+        return self._pass is not None and self._pass.stage != "written"
+
+    def settle(self, reading: Reading) -> Tensor | None:
+        """Before a pass begins: read again what its cache holds otherwise than it is to be read now, and find which
+        rules (rows, rules) have triggered on new sequences before they are read; None: none have."""
+        ids, kv = reading.ids, reading.cache
         track = self._memory.recall(kv, len(ids))
-        if track is not None and bool(self._stale(track).any()):
-            self._reread(reading, track, (kv,) if isinstance(kv, Cache) else ())
-            track = self._memory.recall(kv, len(ids))
-        past = ids.new_zeros(len(ids), 0, dtype=torch.bool) if track is None else track.attended.to(ids.device)
-        attended = attended_tokens(inputs.get("attention_mask"), ids, past).to(ids.device)
-        decided, self._decided = self._decided, None
-        presumed = None if track is not None else self._presumed(ids, attended)
-        self._pass = Pass(reading, ids, attended, track, presumed, decided, outer=self._pass)
+        if track is not None:
+            for rows, wanted, _ in self._reach.readings(track, 1, self._allowed(), whole=True):
+                self._read_rows(reading, rows, wanted, () if kv is None else (kv,), whole=True)
+        elif self._read_again is not None and READ_AGAIN.get() is None:
+            return self._by_normalised(ids, attended_tokens(reading.inputs.get("attention_mask"), ids, _none_of(ids)))
+        return None
 
-    def _presumed(self, ids: Tensor, attended: Tensor) -> Tensor | None:
-        """Which rules (rows, rules) have triggered on new sequences before they are read; None: none have."""
-        if self._read_again is None:
-            return None
-        again = READ_AGAIN.get()
-        if again is None:
-            return self._by_normalised(ids, attended)
-        return self._memory.at_the_start(again)
+    def begin(self, reading: Reading, presumed: Tensor | None) -> None:
+        """A pass begins: note which tokens come, and what is known of their sequences."""
+        ids, again, known = reading.ids, READ_AGAIN.get(), None
+        track = self._memory.recall(reading.cache, len(ids))
+        past = _none_of(ids) if track is None else track.attended.to(ids.device)
+        attended = attended_tokens(reading.inputs.get("attention_mask"), ids, past).to(ids.device)
+        if again is not None:
+            known = again.wanted if again.reader is self else self._memory.of(again)
+        if known is not None and self._read_again is not None:
+            presumed = known.at_the_start
+        self._pass = Pass(reading, ids, attended, track, presumed, again, known, outer=self._pass)
 
     def _by_normalised(self, ids: Tensor, attended: Tensor) -> Tensor | None:
         """Which rules (rows, rules) trigger on the normalised form of new sequences, read on its own; None: none do."""
-        again = None if self._read_again is None else self._read_again(ids, attended)
+        read = self._read_again
+        again = None if read is None else read(ids, attended)
         if again is None:
             return None
-        read, self._read_again, before = self._read_again, None, self._memory.put_aside()
+        self._read_again, before = None, self._memory.put_aside()
         try:
             self.judge(again.ids, again.mask)
             if self.last is None:
@@ -147,50 +154,42 @@ class Guard:
             self._memory.take_up(before)
         return torch.tensor(found, device=ids.device) & again.changed[:, None]
 
-    def after_model(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:
-        """Hook after the model: a pass that ended well has gone through the guarded layer. Where a trigger reaches back
-        behind what it has clamped, read again; the output with what then comes after the trigger, else None."""
+    def end(self, module: nn.Module, output: Any) -> Any:
+        """The end of a pass of `module`, which raised where there is no `output`: one that ended well has gone through
+        the guarded layer. Where a trigger reaches back behind what was clamped, read again; the output with what then
+        comes after the trigger."""
         now = self._pass
-        if now is None or now.reading.module is not module:
-            return None
+        if now is None or now.reading.module is not module or now.again is not READ_AGAIN.get():
+            return output
         self._pass = now.outer
         if output is None:
             return None
-        if now.stage != "written":
+        if now.stage != "written" or now.record is None:
             raise AttachError(f"the model ran without its layer {self.guardrail.layer}: nothing was guarded")
-        track = self.last
-        if track is None or READ_AGAIN.get() is not None or not bool(self._stale(track).any()):
-            return None
-        rows, other = self._reread(now.reading, track, now.caches)
-        reached = self._reach.wanted(track, self._allowed())[rows, -now.reading.tokens :].any(dim=-1)
-        return now.reading.mixed(output, other, rows, reached)
+        if now.record is now.known:
+            return output
+        tokens, allowed = now.reading.tokens, self._allowed()
+        for rows, wanted, where in self._reach.readings(now.record, tokens, allowed, whole=now.whole):
+            other = self._read_rows(now.reading, rows, wanted, now.caches, whole=now.whole)
+            output = now.reading.mixed(output, other, rows, where)
+        return output
 
     def _allowed(self) -> Tensor | None:
         """`clamping` of the rows of this pass, which may be some of them, read again by another guard."""
         again = READ_AGAIN.get()
-        return self.clamping if self.clamping is None or again is None else self.clamping[again.rows.cpu()]
+        return self.clamping if self.clamping is None or again is None else self.clamping[again.first_rows.cpu()]
 
-    def _stale(self, track: Track) -> Tensor:
-        return self._reach.stale(track, self._allowed())
-
-    def _reread(self, reading: Reading, track: Track, caches: Sequence[Cache]) -> tuple[Tensor, Any]:
-        """Read the stale rows of a track again, into the caches: which they are, and the output."""
-        rows = self._stale(track).nonzero()[:, 0]
-        as_wanted = self._reach.as_wanted(track, self._allowed())
-        armed = self.clamping
-        fresh = emptied(caches[0]) if caches else None
-        token = READ_AGAIN.set(Again(rows, len(track.ids), caches[0] if caches else None))
-        try:
-            self._decided, self.clamping = as_wanted.clamped[rows], None
-            other = reading.again(track.map(lambda part: part[rows]), fresh)
-        finally:
-            self._decided, self.clamping = None, armed
-            READ_AGAIN.reset(token)
+    def _read_rows(self, reading: Reading, rows: Tensor, wanted: Track, caches: Sequence[Cache], *, whole: bool) -> Any:
+        """Read some rows again, clamped as wanted, into the caches; the output."""
+        fresh, within = emptied(caches[0]) if caches else None, READ_AGAIN.get()
+        first_rows = rows if within is None else within.first_rows.to(rows.device)[rows]
+        again = Again(self, wanted, rows, first_rows, len(reading.ids), caches[0] if caches else None, whole)
+        with reading_again(again):
+            other = reading.again(wanted, fresh)
         if fresh is not None:
             for kv in caches:
                 put_rows(kv, rows, fresh)
-        self._memory.keep(as_wanted, caches)
-        return rows, other
+        return other
 
     def before_layer(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook before the guarded layer: note the cache, which the model may only now have made."""
@@ -213,24 +212,29 @@ class Guard:
         rules, special = self._live(values.device)
         masks = token_masks(now.ids, now.attended, special, started=now.started)
         activations = [rule.encoder(hidden) for rule in rules]
-        records, delta, where = [], None, torch.zeros_like(now.attended)
-        for i, (rule, a) in enumerate(zip(rules, activations, strict=True)):
+        if now.known is not None and now.again is not None and not now.again.behind:
+            record, clamped = now.known, [rule.clamped for rule in now.known.rules]
+            now.again.behind = now.again.reader is self
+        else:
+            new = self._read(now, hidden, activations, masks)
+            record, clamped = now.with_new(new), [rule.clamped for rule in new.rules]
+        self._memory.keep(record, now)
+        change = changes(rules, activations, masks, clamped)
+        self._pass = replace(now, stage="seen", record=record, change=change)
+        return self.write(values) if self.guardrail.hook_out == self.guardrail.hook else None
+
+    def _read(self, now: Pass, hidden: Tensor, activations: Sequence[Tensor], masks: TokenMasks) -> Track:
+        """The record of the tokens of a pass: gate and decision of each rule, and what it is to clamp."""
+        records = []
+        for i, (rule, a) in enumerate(zip(self._live(hidden.device)[0], activations, strict=True)):
             record = rule.read(hidden, a, masks, None if now.track is None else now.track.rules[i])
             if now.presumed is not None:
                 record = replace(record, triggered=record.triggered | now.presumed[:, i, None].to(hidden.device))
             if rule.rule.clamps:
                 record = replace(record, clamped=self._to_clamp(now, i, record.triggered))
             records.append(record)
-            hot = rule.hot(a, masks) & record.clamped
-            if bool(hot.any()):
-                change = torch.where(hot[..., None], rule.delta(a), 0.0)
-                delta = change if delta is None else delta + change
-                where |= hot
         active = torch.cat([a > 0 for a in activations], dim=-1) & masks.valid[..., None]
-        positions = now.reading.positions.to(values.device)
-        self._memory.see(Track(now.ids, positions, now.attended, active, tuple(records)), now)
-        self._pass = replace(now, stage="seen", change=None if delta is None else (delta, where))
-        return self.write(values) if self.guardrail.hook_out == self.guardrail.hook else None
+        return Track(now.ids, now.reading.positions.to(hidden.device), now.attended, active, tuple(records))
 
     def _to_clamp(self, now: Pass, i: int, triggered: Tensor) -> Tensor:
         """Which tokens (batch, tokens) of a pass rule `i` clamps if they are hot, from where it has triggered.
@@ -238,8 +242,6 @@ class Guard:
         All of a sequence that triggers where only what follows its last token is looked at; else those from the trigger
         on, as what comes out at those before it does not know of it.
         """
-        if now.decided is not None:
-            return now.decided[..., i]
         if self.guardrail.rules[i].reaches_back and now.track is None and now.whole:
             triggered = triggered[:, -1:].expand_as(triggered)
         allowed = self._allowed()
@@ -280,10 +282,15 @@ def attach(guardrail: Guardrail, model: nn.Module, tokenizer: Any, *, normalise:
     guardrail.check(model, tokenizer)
     guard = Guard(guardrail, model, tokenizer, normalise=normalise)
     with ExitStack() as stack:
+        guards = stack.enter_context(together(guard, decoder_layers(model)))
         for module in entrances(model):
-            stack.enter_context(around(module, guard.before_model, guard.after_model))
+            stack.enter_context(around(module, partial(before_model, guards), partial(after_model, guards)))
         stack.enter_context(around(decoder_layer(model, guardrail.layer), guard.before_layer))
         stack.enter_context(at(port_at(model, guardrail.point), guard.see))
         if guardrail.hook_out != guardrail.hook:
             stack.enter_context(at(port_at(model, replace(guardrail.point, hook=guardrail.hook_out)), guard.write))
         yield guard
+
+
+def _none_of(ids: Tensor) -> Tensor:
+    return ids.new_zeros(len(ids), 0, dtype=torch.bool)

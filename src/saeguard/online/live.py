@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,3 +57,18 @@ def _gate_to(gate: Gate, device: torch.device) -> Gate:
         return gate
     moved = type(scorer)(scorer.weights.to(device), scorer.bias)
     return Gate(moved, gate.accumulator, gate.moment, gate.counts, gate.latch)
+
+
+def changes(
+    rules: Sequence[LiveRule], activations: Sequence[Tensor], masks: TokenMasks, clamped: Sequence[Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """The clamps' change (batch, tokens, d_model) and where it is (batch, tokens), given the tokens that each rule
+    clamps if they are hot; None where there is none."""
+    delta, where = None, torch.zeros_like(masks.attended)
+    for rule, a, its in zip(rules, activations, clamped, strict=True):
+        hot = rule.hot(a, masks) & its
+        if bool(hot.any()):
+            change = torch.where(hot[..., None], rule.delta(a), 0.0)
+            delta = change if delta is None else delta + change
+            where |= hot
+    return None if delta is None else (delta, where)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from uuid import uuid4
 
-import torch
-from torch import Tensor
 from transformers import Cache
 
-from saeguard.online.passes import READ_AGAIN, Again, Pass
+from saeguard.online.passes import Again, Pass
 from saeguard.online.sequences import Track, recall, remember
 
 
@@ -38,34 +35,23 @@ class Memory:
         """The track of a cache, None for an empty one. Raises `AttachError` for tokens that were not seen."""
         return recall(kv, self._key, rows)
 
-    def keep(self, track: Track, caches: Sequence[Cache]) -> None:
-        """Remember a track as that of the last pass, and on its caches."""
-        self._tracks = {self._key: track}
-        for kv in caches:
-            self._tracks = remember(kv, self._key, track)
+    def keep(self, track: Track, now: Pass) -> None:
+        """Remember a track as that of a pass. That of a second reading lies on its cache, which takes it to the one
+        that it is of; where there is none, it takes the place of those rows at once."""
+        if now.again is None:
+            self._tracks = {self._key: track}
+            for kv in now.caches:
+                self._tracks = remember(kv, self._key, track)
+        elif now.caches:
+            for kv in now.caches:
+                remember(kv, self._key, track)
+        elif self.last is not None:
+            self._tracks = {self._key: self.last.with_rows(now.again.first_rows, track)}
 
-    def see(self, new: Track, now: Pass) -> None:
-        """Remember what was seen of a pass."""
-        again = READ_AGAIN.get()
-        if again is None:
-            self.keep(new if now.track is None else now.track.followed_by(new), now.caches)
-        elif now.decided is not None:
-            again.behind = True
-        elif again.behind:
-            self._see_again(new, now, again)
-
-    def _see_again(self, new: Track, now: Pass, again: Again) -> None:
-        """On the cache of the second reading, which takes it to the one that it is of."""
-        for kv in now.caches:
-            remember(kv, self._key, new)
-        if not now.caches and self.last is not None:
-            self.keep(self.last.with_rows(again.rows, new), ())
-
-    def at_the_start(self, again: Again) -> Tensor | None:
-        """Which rules (k, rules) had triggered with the first token of the rows that are read again."""
-        track = self.last if again.cache is None else self.recall(again.cache, again.batch)
-        if track is None:
-            return None
-        its = track.map(lambda part: part[again.rows.to(part.device)])
-        first = its.attended.int().argmax(dim=1, keepdim=True)
-        return torch.cat([rule.triggered.gather(1, first.to(rule.triggered.device)) for rule in its.rules], dim=1)
+    def of(self, again: Again) -> Track | None:
+        """What is known of the rows that are read again."""
+        if again.cache is not None:
+            track, rows = self.recall(again.cache, again.batch), again.rows
+        else:
+            track, rows = self.last, again.first_rows
+        return None if track is None else track.of(rows)

@@ -16,17 +16,22 @@ from saeguard.online.rereading import Reading
 from saeguard.online.sequences import Track
 
 
-@dataclass
+@dataclass(eq=False)
 class Again:
-    """A second reading by one of the guards on a model, of some rows (k,) of a batch that `cache` holds.
+    """A second reading by the guard `reader`, of some `rows` (k,) of the batch (of so many rows) that `cache` holds;
+    they are `first_rows` of the batch that came first, where this is a reading within another.
 
-    All of them then clamp the whole pass, and none starts another. Those `behind` the one that reads see other values
-    than before, and so remember what they see now.
+    The reader clamps as in `wanted`, a guard in front of it as it has noted. Those `behind` see other values than
+    before, and so read anew. `whole`: nothing but what follows the last token is looked at.
     """
 
+    reader: object
+    wanted: Track
     rows: Tensor
+    first_rows: Tensor
     batch: int
     cache: Cache | None
+    whole: bool
     behind: bool = False
 
 
@@ -46,28 +51,42 @@ def only_the_last() -> Iterator[None]:
         ONLY_THE_LAST.reset(token)
 
 
+@contextmanager
+def reading_again(again: Again) -> Iterator[None]:
+    """In the block, passes are of this second reading."""
+    token = READ_AGAIN.set(again)
+    try:
+        yield
+    finally:
+        READ_AGAIN.reset(token)
+
+
 @dataclass(frozen=True)
 class Pass:
     """One forward pass: ids and attention (batch, tokens), the track of what came before, which rules (batch, rules)
-    have triggered already, of rows that are read again which tokens (batch, tokens, rules) are clamped, the caches that
-    will hold it, how far it has come, and the clamp's change that is still to be applied, with where. `outer`: the pass
-    for which another guard reads again in this one."""
+    have triggered already, the second reading that it is and what is `known` of its rows, the caches that will hold it,
+    how far it has come, what is known after it, and the clamp's change that is still to be applied, with where.
+    `outer`: the pass for which this is a second reading."""
 
     reading: Reading
     ids: Tensor
     attended: Tensor
     track: Track | None
     presumed: Tensor | None = None
-    decided: Tensor | None = None
+    again: Again | None = None
+    known: Track | None = None
     caches: tuple[Cache, ...] = ()
     stage: Literal["begun", "in the layer", "seen", "written"] = "begun"
+    record: Track | None = None
     change: tuple[Tensor, Tensor] | None = None
     outer: Pass | None = None
 
     @property
     def whole(self) -> bool:
         """Whether what follows the last token is all that is looked at."""
-        return READ_AGAIN.get() is not None or ONLY_THE_LAST.get() or self.reading.wants_only_the_last
+        if self.again is not None:
+            return self.again.whole
+        return ONLY_THE_LAST.get() or self.reading.wants_only_the_last
 
     @property
     def started(self) -> Tensor:
@@ -75,7 +94,13 @@ class Pass:
             return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         return self.track.started
 
+    def with_new(self, new: Track) -> Track:
+        """What is known once the tokens of the pass are."""
+        return new if self.track is None else self.track.followed_by(new)
+
     def on(self, device: torch.device) -> Pass:
-        """The same with its ids and masks on the device of the guarded layer."""
-        track = None if self.track is None else self.track.map(lambda part: part.to(device))
-        return replace(self, ids=self.ids.to(device), attended=self.attended.to(device), track=track)
+        """The same with its ids, masks and tracks on the device of the guarded layer."""
+        track, known = (
+            None if its is None else its.map(lambda part: part.to(device)) for its in (self.track, self.known)
+        )
+        return replace(self, ids=self.ids.to(device), attended=self.attended.to(device), track=track, known=known)

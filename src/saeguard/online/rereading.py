@@ -32,14 +32,26 @@ class Reading:
     inputs: Mapping[str, Any]
 
     @property
+    def ids(self) -> Tensor:
+        """The tokens (batch, tokens) that come."""
+        ids: Tensor = self.inputs["input_ids"]
+        return ids
+
+    @property
+    def cache(self) -> Cache | None:
+        """The cache that it was given."""
+        kv = self.inputs.get("past_key_values")
+        return kv if isinstance(kv, Cache) else None
+
+    @property
     def tokens(self) -> int:
-        """Tokens of the pass."""
-        return int(self.inputs["input_ids"].shape[1])
+        """How many tokens come."""
+        return self.ids.shape[1]
 
     @property
     def positions(self) -> Tensor:
         """The positions (batch, tokens) that it gave, `UNSAID` where it gave none."""
-        ids, given = self.inputs["input_ids"], self.inputs.get("position_ids")
+        ids, given = self.ids, self.inputs.get("position_ids")
         if not isinstance(given, Tensor) or given.dim() != 2:
             return torch.full_like(ids, UNSAID)
         return given.to(ids.device).expand_as(ids)

@@ -56,6 +56,12 @@ class Track:
         return self.attended.any(dim=1)
 
     @property
+    def at_the_start(self) -> Tensor:
+        """Which rules (batch, rules) had triggered with the first token."""
+        first = self.attended.int().argmax(dim=1, keepdim=True)
+        return torch.cat([rule.triggered.gather(1, first.to(rule.triggered.device)) for rule in self.rules], dim=1)
+
+    @property
     def length(self) -> int:
         """Positions recorded, padding included."""
         return self.attended.shape[1]
@@ -64,6 +70,10 @@ class Track:
         """The same change of rows or tokens on every part."""
         ids, positions, attended, active = (change(part) for part in self._parts())
         return Track(ids, positions, attended, active, tuple(rule.map(change) for rule in self.rules))
+
+    def of(self, rows: Tensor) -> Track:
+        """The record of some rows (k,)."""
+        return self.map(lambda part: part[rows.to(part.device)])
 
     def first(self, tokens: int) -> Track:
         """The record of the first `tokens` positions."""
@@ -100,12 +110,7 @@ class Track:
         index = torch.arange(len(self.ids), device=rows.device).index_copy(
             0, rows, len(self.ids) + torch.arange(len(rows), device=rows.device)
         )
-        return self.beside(other).map(lambda part: part[index.to(part.device)])
-
-    @property
-    def clamped(self) -> Tensor:
-        """Which rules (batch, tokens, rules) clamp a token if it is hot."""
-        return torch.stack([rule.clamped for rule in self.rules], dim=-1)
+        return self.beside(other).of(index)
 
     def _joined(self, other: Track, dim: int) -> Track:
         pairs = zip(self._parts(), other._parts(), strict=True)
@@ -136,7 +141,7 @@ class FollowedCache:
     def batch_select_indices(self, indices: Tensor) -> None:
         """As in transformers; the tracks follow."""
         super().batch_select_indices(indices)  # type: ignore[misc]
-        _replace_tracks(self, lambda track: track.map(lambda part: part[indices.to(part.device)]))
+        _replace_tracks(self, lambda track: track.of(indices))
 
     def crop(self, tokens_to_remove: int) -> None:
         """As in transformers; the tracks are cut to the same length."""
