@@ -176,8 +176,10 @@ def after_removal(way: Way, campaign: Campaign, topic: QuestionSet) -> list[str]
 
 
 def print_cost(ways: Sequence[Way], model: Any, tokenizer: Any, pairs: int) -> None:
-    """Bytes, the fit, and a prompt's pass and a token's, triggered, in pairs with none. Times are of the processor, which
-    other work on the machine bends least."""
+    """Bytes, the fit, and a prompt's pass and a token's, triggered, in pairs with none.
+
+    Times are of the processor: other work on the machine bends those least.
+    """
     modes: dict[str, Any] = {UNGUARDED: nullcontext}
     modes |= {way.name: lambda way=way.triggered: way.attach(model, tokenizer) for way in ways}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}

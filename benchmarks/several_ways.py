@@ -54,8 +54,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A guardrail, the processor seconds its fit took, and its gate on the windows that calibrate and test, in one order for all
-    layers."""
+    """A guardrail, the processor seconds of its fit, and its gate on the windows that calibrate and test, in one order
+    for all layers."""
 
     guardrail: Guardrail
     seconds: float
