@@ -1,6 +1,6 @@
 """Is a topic held better by clamping at several layers, and what does that cost? The procedure of quickstart.
 
-    python benchmarks/several_saes.py SAE_FOLDER... [--together 6+12 6+12+20] [--work DIR] [--pairs 15]
+    python benchmarks/several_saes.py SAE_FOLDER... [--together 6+12 6+12+20] [--work DIR] [--limit N] [--pairs 15]
 
 The SAE of each folder says its layer; that of the package, on layer 6, is always there. Each layer alone, then those
 named together (default: layer 6 with each deeper one), with a gate of their own each and with the first one's gate for
@@ -47,6 +47,8 @@ from saeguard.quickstart import STRENGTH
 from saeguard.sae import SparseAutoencoder
 
 UNGUARDED = "unguarded"
+OPEN, TEXTS = 60, 20
+"""Questions that are answered freely, and held-out texts of each domain for perplexity."""
 PREFILL, PAST, STEPS = 256, 64, 16
 
 
@@ -56,18 +58,19 @@ def main() -> None:
     parser.add_argument("saes", nargs="+")
     parser.add_argument("--together", nargs="*")
     parser.add_argument("--work", type=Path, default=Path("several.work"))
+    parser.add_argument("--limit", type=int, help="at most this many questions and texts of each domain")
     parser.add_argument("--pairs", type=int, default=15, help="rounds of timing")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = embedded_model()
+    model, tokenizer = embedded_model(device="cpu")
     saes = {LAYER: embedded_sae()} | {sae.layer or 0: sae for sae in map(SparseAutoencoder.load, args.saes)}
     parts = {layer: fitted(model, tokenizer, sae, layer, args.work) for layer, sae in sorted(saes.items())}
     together = args.together or [f"{LAYER}+{layer}" for layer in parts if layer > LAYER]
     ways = [*ways_alone(parts), *(way for name in together for way in ways_together(name, parts))]
     loader = Loader(lambda: (model, tokenizer))
     print_passages(ways)
-    print_questions(ways, loader, args.work)
-    print_rest(ways, loader, args.work)
+    print_questions(ways, loader, args.work, args.limit)
+    print_rest(ways, loader, args.work, args.limit)
     print_cost(ways, model, tokenizer, args.pairs)
 
 
@@ -98,11 +101,15 @@ def print_passages(ways: Sequence[Way]) -> None:
     print_table(["layers", "topic caught", "worst corpus", "mean of corpora"], rows)
 
 
-def print_questions(ways: Sequence[Way], loader: Loader, work: Path) -> None:
+def print_questions(ways: Sequence[Way], loader: Loader, work: Path, limit: int | None) -> None:
     """Accuracy and triggers on all questions of the starter set."""
     subjects = [Subject(UNGUARDED, loader), *(way.subject(loader) for way in ways)]
     (run,) = evaluate(
-        subjects, [MultipleChoice(named_benchmark("starter", None)[0])], Settings("all"), work=work, show_progress=True
+        subjects,
+        [MultipleChoice(named_benchmark("starter", None)[0])],
+        Settings("all", limit),
+        work=work,
+        show_progress=True,
     )
     groups = [*([domain] for domain in (TOPIC, *NEAR)), list({r.domain for r in run.items} - {TOPIC, *NEAR})]
     rows = []
@@ -117,16 +124,22 @@ def print_questions(ways: Sequence[Way], loader: Loader, work: Path) -> None:
     print_table(["layers: accuracy, triggered", TOPIC, *NEAR, "far"], rows)
 
 
-def print_rest(ways: Sequence[Way], loader: Loader, work: Path) -> None:
+def print_rest(ways: Sequence[Way], loader: Loader, work: Path, limit: int | None) -> None:
     """Open answers, perplexity, and what comes back once directions are taken out."""
     questions, texts = named_benchmark("starter", None)
     topic = next(each for each in questions if each.name == TOPIC)
     some = tuple(each for each in texts if each.name in (TOPIC, *NEAR))
     subjects = [Subject(UNGUARDED, loader), *(way.subject(loader) for way in ways)]
-    (answered,) = evaluate(subjects, [OpenAnswers((topic,))], Settings(limit=60), work=work, show_progress=True)
+    (answered,) = evaluate(
+        subjects,
+        [OpenAnswers((topic,))],
+        Settings(limit=limit or OPEN),
+        work=work,
+        show_progress=True,
+    )
     reading = Perplexity(some, frozenset(each.name for each in some))
-    (read,) = evaluate(subjects, [reading], Settings("all"), work=work, show_progress=True)
-    campaign = Campaign(subjects, [topic], AttackConfig(limit=None), work)
+    (read,) = evaluate(subjects, [reading], Settings("all", limit or TEXTS), work=work, show_progress=True)
+    campaign = Campaign(subjects, [topic], AttackConfig(limit=limit), work)
     campaign.run((), ())
     rows = []
     for way in (None, *ways):
@@ -163,7 +176,10 @@ def after_removal(way: Way, campaign: Campaign, topic: QuestionSet) -> list[str]
 
 
 def print_cost(ways: Sequence[Way], model: Any, tokenizer: Any, pairs: int) -> None:
-    """Bytes, seconds of the fit, and the time of a prompt's pass and of a token, triggered, in pairs with none."""
+    """Bytes, the fit, and a prompt's pass and a token's, triggered, in pairs with none.
+
+    Times are of the processor: other work on the machine bends those least.
+    """
     modes: dict[str, Any] = {UNGUARDED: nullcontext}
     modes |= {way.name: lambda way=way.triggered: way.attach(model, tokenizer) for way in ways}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}
@@ -179,22 +195,22 @@ def print_cost(ways: Sequence[Way], model: Any, tokenizer: Any, pairs: int) -> N
         both = [median(a[i] / b[i] for a, b in zip(times[way.name], times[UNGUARDED], strict=True)) for i in (0, 1)]
         rows.append([way.name, f"{size / 1000:.0f}", f"{seconds:.0f}", *(f"{100 * (one - 1):+.1f} %" for one in both)])
     print_table(
-        ["layers", "kB of tensors", "seconds of fit", f"prompt of {PREFILL} tokens", "each token written"], rows
+        ["layers", "kB of tensors", "core-seconds of fit", f"prompt of {PREFILL} tokens", "each token written"], rows
     )
 
 
 def timed(model: Any, mode: AbstractContextManager[Any]) -> tuple[float, float]:
-    """Seconds of a prompt's pass, and of a step of writing after a short one."""
+    """Processor seconds of a prompt's pass, and of a step of writing after a short one."""
     ids = torch.randint(100, 1000, (1, PREFILL), generator=torch.Generator().manual_seed(0)).to(model.device)
     with mode, torch.inference_mode():
-        begun = time.perf_counter()
+        begun = time.process_time()
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        prompt = time.perf_counter() - begun
+        prompt = time.process_time() - begun
         cache = model(input_ids=ids[:, :PAST], use_cache=True, logits_to_keep=1).past_key_values
-        begun = time.perf_counter()
+        begun = time.process_time()
         for _ in range(STEPS):
             model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
-        return prompt, (time.perf_counter() - begun) / STEPS
+        return prompt, (time.process_time() - begun) / STEPS
 
 
 def rate(hits: Any) -> Rate:

@@ -54,8 +54,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A guardrail, the seconds its fit took, and its gate on the windows that calibrate and test, in one order for all
-    layers."""
+    """A guardrail, the processor seconds of its fit, and its gate on the windows that calibrate and test, in one order
+    for all layers."""
 
     guardrail: Guardrail
     seconds: float
@@ -68,11 +68,11 @@ def fitted(model: Any, tokenizer: Any, sae: SparseAutoencoder, layer: int, work:
     folder = work / f"layer-{layer}-{sae.fingerprint()[:8]}"
     path = folder.with_name(f"{folder.name}.json")
     if not path.exists():
-        starter, begun = starter_set(), time.perf_counter()
+        starter, begun = starter_set(), time.process_time()
         its = Read(model, tokenizer, sae, layer)
         with gather(its, starter.forget, starter.retain, CONFIG, work / "shards", show_progress=True) as material:
             guardrail = decide(material, CONFIG)
-            seconds = time.perf_counter() - begun
+            seconds = time.process_time() - begun
             read = [w for w in read_windows(material.every_shard, guardrail.rule.encoder) if w.split != "fit"]
             values = statistics(guardrail.gate, trajectories(guardrail.gate, scored(guardrail.gate, read)))
         guardrail.save_pretrained(folder)
