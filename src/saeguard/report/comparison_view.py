@@ -77,20 +77,26 @@ def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def comparison_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The frontier on test items, and for each method all that it tried on dev items."""
-    far, near, topic = (_accuracy(result, role) for role in ("far", "near", "topic"))
-    made = []
-    for label, figure in (("accuracy on neighbours", near), ("accuracy on far topics", far)):
+def frontiers(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The methods on test items, by what they forget and keep; nothing where the result is of no comparison."""
+    if "comparison" not in result:
+        return []
+    topic, made = _accuracy(result, "topic"), []
+    for label, role in (("accuracy on neighbours", "near"), ("accuracy on far topics", "far")):
+        figure = _accuracy(result, role)
         if figure is not None and topic is not None:
             points = [
-                plots.Point(
-                    visible(name), plots.ranged(figure["estimates"][name]), plots.ranged(topic["estimates"][name])
-                )
-                for name in topic["estimates"]
+                plots.Point(visible(name), plots.ranged(figure["estimates"][name]), plots.ranged(its))
+                for name, its in topic["estimates"].items()
             ]
             caption = f"Forgetting against {label}, test items: down and to the right is better"
             made.append((caption, plots.frontier(points, label=label, named=True)))
+    return made
+
+
+def tried_plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """For each method all that it tried on dev items."""
+    made = []
     for name, method in result["comparison"]["methods"].items():
         points = [
             plots.Point(

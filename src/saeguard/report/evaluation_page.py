@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from saeguard.errors import EvaluationError
 from saeguard.report import evaluation_plots as plots
-from saeguard.report.comparison_view import comparison_plots, comparison_tables
+from saeguard.report.comparison_view import comparison_tables, frontiers, tried_plots
 from saeguard.report.evaluation_limits import limits
 from saeguard.report.evaluation_view import Row, find, sections, subject_names, tested, value
 from saeguard.report.formatting import lines, visible
@@ -41,7 +41,8 @@ def render_page(result: Mapping[str, Any]) -> str:
     found = sections(result)
     return filled(
         "evaluation.html.j2", {"lines": lines, "visible": visible}, **_heading(result), sections=found,
-        tiles=_tiles(result), meanings=_meanings(found), plots=_plots(result), sweep=sweep_table(result),
+        tiles=_tiles(result), meanings=_meanings(found), plots=_marked("p", _plots(result)),
+        frontiers=_marked("f", frontiers(result)), sweep=sweep_table(result),
         comparison=comparison_tables(result),
         examples=_examples(result), kept=result["settings"]["keep_text"], limits=limits(result), tested=tested(result),
     )  # fmt: skip
@@ -108,16 +109,20 @@ def _meanings(found: Sequence[Any]) -> list[tuple[str, str]]:
     return list({f"{row.task}, {row.measure}": row.meaning for row in rows}.items())
 
 
-def _plots(result: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """Captions and pictures. They are SVG of our own making, escaped by matplotlib."""
+def _marked(prefix: str, made: Sequence[tuple[str, str]]) -> list[tuple[str, Markup]]:
+    """Captions and pictures for the page. They are SVG of our own making, escaped by matplotlib."""
+    return [(caption, Markup(scoped(svg, f"{prefix}{i}"))) for i, (caption, svg) in enumerate(made)]
+
+
+def _plots(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     compared = "comparison" in result
-    made = comparison_plots(result) if compared else [*_answers(result), *_frontier(result), *sweep_plots(result)]
+    made = tried_plots(result) if compared else [*_answers(result), *_frontier(result), *sweep_plots(result)]
     for gate in () if compared else result["gates"]:
         name = f"{visible(gate['subject'])}, task {gate['task']}"
         if gate["curves"]:
             made.append((f"How well the gate tells the topic from the rest: {name}", plots.roc(gate)))
         made.append((f"Gate statistic per domain (square root scale): {name}", plots.statistics(gate)))
-    return [(caption, Markup(scoped(svg, f"p{i}"))) for i, (caption, svg) in enumerate(made)]
+    return made
 
 
 def _answers(result: Mapping[str, Any]) -> list[tuple[str, str]]:

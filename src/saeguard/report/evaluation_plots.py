@@ -56,17 +56,18 @@ def before_after(figures: Sequence[Mapping[str, Any]], before: str, after: str, 
 def frontier(points: Sequence[Point], *, label: str = "accuracy off the topic", named: bool = False) -> str:
     """What is still known of the topic against what is kept of the rest; down and to the right is better.
 
-    Every point has its name where there are few, or where that is asked for.
+    Few points have their names and intervals; many have neither, or with `named` their names beside the plot.
     """
     with rc_context(STYLE):
-        figure, axes = _figure(4.2)
-        many = len(points) > 8 and not named
+        many = len(points) > 8
+        figure, axes = _figure(5.0 if many and named else 4.2)
         for point in points:
-            colour = MARK if point.chosen else MUTED if many else INK
+            colour = MARK if point.chosen else MUTED if many and not named else INK
             x, y = point.utility[0], point.topic[0]
+            if point.chosen or named or not many:
+                axes.plot(point.utility[1:], [y, y], color=colour, linewidth=1.2, alpha=0.15 if many else 0.6)
+                axes.plot([x, x], point.topic[1:], color=colour, linewidth=1.2, alpha=0.15 if many else 0.6)
             if point.chosen or not many:
-                axes.plot(point.utility[1:], [y, y], color=colour, linewidth=1.2, alpha=0.6)
-                axes.plot([x, x], point.topic[1:], color=colour, linewidth=1.2, alpha=0.6)
                 place: Any = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8}
                 axes.annotate(short(point.name), (x, y), color=colour, **place)
             axes.plot([x], [y], "o", color=colour, markersize=7 if point.chosen or not many else 4)
@@ -76,7 +77,22 @@ def frontier(points: Sequence[Point], *, label: str = "accuracy off the topic", 
         axes.yaxis.set_major_formatter(percent_tick)
         axes.margins(0.12)
         axes.grid(True)
+        if many and named:
+            _names_beside(axes, points)
         return as_svg(figure, "Forgetting against utility: accuracy on the topic and off it")
+
+
+def _names_beside(axes: Axes, points: Sequence[Point]) -> None:
+    """The names in a column to the right, in the order of the points' heights, each with a line to its point."""
+    low, high = axes.get_ylim()
+    gap, height = (high - low) / 22, low
+    for point in sorted(points, key=lambda point: (point.topic[0], -point.utility[0])):
+        height = max(point.topic[0], height + gap)
+        axes.annotate(
+            short(point.name), (point.utility[0], point.topic[0]), (1.03, height), fontsize=8, color=INK, va="center",
+            textcoords=axes.get_yaxis_transform(), arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6},
+            annotation_clip=False,
+        )  # fmt: skip
 
 
 def _steps(axes: Axes, points: Sequence[Point]) -> None:
