@@ -90,8 +90,8 @@ def _names_beside(axes: Axes, points: Sequence[Point]) -> None:
         height = max(point.topic[0], height + gap)
         axes.annotate(
             short(point.name), (point.utility[0], point.topic[0]), (1.03, height), fontsize=8, color=INK, va="center",
-            textcoords=axes.get_yaxis_transform(), arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6},
-            annotation_clip=False,
+            textcoords=axes.get_yaxis_transform(), annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6},
         )  # fmt: skip
 
 
