@@ -4,7 +4,8 @@
 
 The SAE of each folder says its layer; that of the package, on layer 6, is always there. Layer 6 alone, and with a clamp
 twice as strong, which moves the stream as far as two do; others alone (default: all); then those named together
-(default: layer 6 with each deeper one), with a gate of their own each and with the first one's for all (several_ways.py).
+(default: layer 6 with each deeper one), with a gate of their own each and with the first one's for all
+(several_ways.py).
 
 Printed in Markdown: held-out passages; questions; open answers, perplexity of held-out text, and what an attacker with
 the model gets by taking out the direction of the clamp, behind the first layer alone and behind each; the cost.
