@@ -1,10 +1,11 @@
 """Is a topic held better by clamping at several layers, and what does that cost? The procedure of quickstart.
 
-    python benchmarks/several_saes.py SAE_FOLDER... [--together 6+12 6+12+20] [--work DIR] [--limit N] [--pairs 15]
+    python benchmarks/several_saes.py SAE_FOLDER... [--alone 12] [--together 6+12 6+9+12] [--work DIR] [--limit N]
 
-The SAE of each folder says its layer; that of the package, on layer 6, is always there. Each layer alone, then those
-named together (default: layer 6 with each deeper one), with a gate of their own each and with the first one's gate for
-all (several_ways.py), and layer 6 alone with a clamp twice as strong, which moves the stream as far as two do.
+The SAE of each folder says its layer; that of the package, on layer 6, is always there. Layer 6 alone, and with a clamp
+twice as strong, which moves the stream as far as two do; others alone (default: all); then those named together
+(default: layer 6 with each deeper one), with a gate of their own each and with the first one's for all
+(several_ways.py).
 
 Printed in Markdown: held-out passages; questions; open answers, perplexity of held-out text, and what an attacker with
 the model gets by taking out the direction of the clamp, behind the first layer alone and behind each; the cost.
@@ -56,6 +57,7 @@ def main() -> None:
     """Fit, judge, attack, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("saes", nargs="+")
+    parser.add_argument("--alone", type=int, nargs="*")
     parser.add_argument("--together", nargs="*")
     parser.add_argument("--work", type=Path, default=Path("several.work"))
     parser.add_argument("--limit", type=int, help="at most this many questions and texts of each domain")
@@ -65,8 +67,10 @@ def main() -> None:
     model, tokenizer = embedded_model(device="cpu")
     saes = {LAYER: embedded_sae()} | {sae.layer or 0: sae for sae in map(SparseAutoencoder.load, args.saes)}
     parts = {layer: fitted(model, tokenizer, sae, layer, args.work) for layer, sae in sorted(saes.items())}
-    together = args.together or [f"{LAYER}+{layer}" for layer in parts if layer > LAYER]
-    ways = [*ways_alone(parts), *(way for name in together for way in ways_together(name, parts))]
+    others = [layer for layer in parts if layer != LAYER]
+    alone = others if args.alone is None else args.alone
+    together = args.together or [f"{LAYER}+{layer}" for layer in others if layer > LAYER]
+    ways = [*ways_alone(parts, alone), *(way for name in together for way in ways_together(name, parts))]
     loader = Loader(lambda: (model, tokenizer))
     print_passages(ways)
     print_questions(ways, loader, args.work, args.limit)
@@ -74,13 +78,13 @@ def main() -> None:
     print_cost(ways, model, tokenizer, args.pairs)
 
 
-def ways_alone(parts: dict[int, Fitted]) -> Iterator[Way]:
-    """Each layer by itself, that of quickstart first, and again with twice the clamp."""
+def ways_alone(parts: dict[int, Fitted], others: Sequence[int]) -> Iterator[Way]:
+    """The layer of quickstart by itself, and again with twice the clamp, and others."""
     first = parts[LAYER]
     norm = first.guardrail.evidence["median_residual_norm"]
     yield Way(str(LAYER), (first,), (first.guardrail,))
     yield Way(f"{LAYER}, clamp twice", (first,), (with_clamp(first.guardrail, 2 * STRENGTH * norm, 2 * STRENGTH),))
-    yield from (Way(str(layer), (its,), (its.guardrail,)) for layer, its in parts.items() if layer != LAYER)
+    yield from (Way(str(layer), (parts[layer],), (parts[layer].guardrail,)) for layer in others)
 
 
 def ways_together(name: str, parts: dict[int, Fitted]) -> Iterator[Way]:
