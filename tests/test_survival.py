@@ -129,9 +129,9 @@ def test_the_column_is_drawn_and_a_training_that_diverged_has_no_figure(comparis
     result = comparison.run(Settings(), 0.01)
     result["comparison"]["methods"]["grad-ascent"]["relearned"] = {"epochs": 2, "failed": "a loss became NaN"}
     table = comparison_tables(result)[0]
-    assert table["head"][-1] == "topic after 2 epochs of relearning: right"
+    assert table["head"][1:3] == ["topic: right", "topic after 2 epochs of relearning: right"]
     assert [row[0] for row in table["rows"]] == ["unguarded", *GRIDS]
-    assert [row[-1] == "-" for row in table["short"]] == [False, False, False, True]
+    assert [row[2] == "-" for row in table["short"]] == [False, False, False, True]
     for text in (render_page(result), render_markdown(result)):
         assert "topic after 2 epochs of relearning: right" in text
         assert "on 8 documents of the forget text" in text

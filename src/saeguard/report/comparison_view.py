@@ -61,7 +61,7 @@ def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     note, relearning = NOTE, result["comparison"].get("relearning")
     if relearning is not None:
         label = f"topic after {_epochs(relearning)} of relearning: right"
-        figures.append((label, _relearned({names[0]: relearning["control"]}, methods)))
+        figures.insert(1, (label, _relearned({names[0]: relearning["control"]}, methods)))  # beside what it was
         note = f"{NOTE} {_lesson(relearning)}"
     short, quality = (
         [[visible(name), *(shown(figure, name) for _, figure in figures)] for name in names]
