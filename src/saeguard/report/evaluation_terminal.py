@@ -20,7 +20,9 @@ def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
     compared = comparison_tables(result)
     for shown in compared:
         console.print(Text(f"\n{shown['title']}. {shown['note']}", style="bold"))
-        table = Table(*shown["head"], box=None, padding=(0, 1), header_style="dim")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        for place, head in enumerate(shown["head"]):
+            table.add_column(head, no_wrap=place == 0, overflow="fold")  # names whole, however narrow the terminal
         for cells in shown.get("short", shown["rows"]):
             table.add_row(*map(Text, cells))
         console.print(table)
