@@ -171,7 +171,7 @@ class Guard:
         for rows, wanted, where in self._reach.readings(now.record, tokens, allowed, whole=now.whole):
             other = self._read_rows(now.reading, rows, wanted, now.caches, whole=now.whole)
             output = now.reading.mixed(output, other, rows, where)
-        self._memory.left = now.record, allowed
+        self._memory.leave(now.record, allowed)
         return output
 
     def _allowed(self) -> Tensor | None:

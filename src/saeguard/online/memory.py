@@ -18,8 +18,7 @@ class Memory:
     def __init__(self) -> None:
         self._key = uuid4().hex
         self._tracks: dict[str, Track] = {}
-        self.left: tuple[Track, Tensor | None] | None = None
-        """What the last pass that ended well was found to be, and which rules could clamp which rows (rows, rules)."""
+        self._left: tuple[Track, Tensor | None] | None = None
 
     @property
     def last(self) -> Track | None:
@@ -60,10 +59,14 @@ class Memory:
             track, rows = self.last, again.first_rows
         return None if track is None else track.of(rows)
 
+    def leave(self, track: Track, allowed: Tensor | None) -> None:
+        """Note what the last pass has left, and which rules could clamp which rows (rows, rules)."""
+        self._left = track, None if allowed is None else allowed.clone()
+
     def is_as_left(self, track: Track, allowed: Tensor | None) -> bool:
         """Whether the last pass left this very track, and the same rules may clamp now. A cache that was changed in any
         way, or some of whose rows were read again, holds another."""
-        if self.left is None or self.left[0] is not track:
+        if self._left is None or self._left[0] is not track:
             return False
-        before = self.left[1]
-        return before is allowed or (before is not None and allowed is not None and torch.equal(before, allowed))
+        before = self._left[1]
+        return before is allowed if before is None or allowed is None else torch.equal(before, allowed)
