@@ -176,6 +176,27 @@ def test_a_trigger_that_is_taken_back_leaves_the_cache_as_if_it_had_not_been(
     torch.testing.assert_close(found, llama(torch.cat([row[:, :first], other], dim=1)).logits[:, -1:], **CLOSE)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_may_clamp_can_change_between_passes(
+    llama: PreTrainedModel, tokenizer: Any, back: Guardrail, in_place: bool
+) -> None:
+    row, following = first_triggered(back, llama, tokenizer), torch.tensor([[7, 8, 9]])
+    plain = llama(torch.cat([row, following], dim=1)).logits[:, -3:]
+    with back.attach(llama, tokenizer) as guard:
+        guarded = llama(torch.cat([row, following], dim=1)).logits[:, -3:]
+        cache = DynamicCache(config=llama.config)
+        guard.clamping = torch.ones(1, 1, dtype=torch.bool)
+        llama(row, past_key_values=cache)
+        found = []
+        for clamps, token in zip((True, False, True), following[0], strict=True):
+            guard.clamping = guard.clamping.fill_(clamps) if in_place else torch.full((1, 1), clamps)
+            found.append(llama(token.view(1, 1), past_key_values=cache).logits)
+    expected = torch.stack([guarded[:, 0], plain[:, 1], guarded[:, 2]], dim=1)
+    torch.testing.assert_close(torch.cat(found, dim=1), expected, **CLOSE)
+    assert not torch.allclose(guarded, plain, **CLOSE)
+
+
 class OtherLayer(DynamicLayer):
     """Keeps keys and values in a way of its own, for all that anyone knows."""
 

@@ -63,13 +63,14 @@ def around(module: nn.Module, before: Before, after: After | None = None) -> Ite
 
 def inputs_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a call of a module is given, by the names that its `forward` has for it."""
-    bound = _signature(type(module).forward).bind_partial(module, *args, **kwargs)
-    return {**bound.arguments, **bound.kwargs}
+    return {**dict(zip(_positional(type(module).forward), args, strict=False)), **kwargs}
 
 
 @cache
-def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(forward)
+def _positional(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of what may be given by its place, `self` left out."""
+    its = list(inspect.signature(forward).parameters.values())[1:]
+    return tuple(one.name for one in its if one.kind is one.POSITIONAL_OR_KEYWORD)
 
 
 def _of_output(output: Any, change: Change) -> Any:

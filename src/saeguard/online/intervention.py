@@ -118,10 +118,10 @@ class Guard:
         rules (rows, rules) have triggered on new sequences before they are read; None: none have."""
         ids, kv = reading.ids, reading.cache
         track = self._memory.recall(kv, len(ids))
-        if track is not None:
-            for rows, wanted, _ in self._reach.readings(track, 1, self._allowed(), whole=True):
+        if track is not None and not self._memory.is_as_left(track, self._allowed()):
+            for rows, wanted, _ in self._reach.readings(track, track.length, self._allowed(), whole=True):
                 self._read_rows(reading, rows, wanted, () if kv is None else (kv,), whole=True)
-        elif self._read_again is not None and READ_AGAIN.get() is None:
+        elif track is None and self._read_again is not None and READ_AGAIN.get() is None:
             return self._by_normalised(ids, attended_tokens(reading.inputs.get("attention_mask"), ids, _none_of(ids)))
         return None
 
@@ -172,6 +172,7 @@ class Guard:
         for rows, wanted, where in self._reach.readings(now.record, tokens, allowed, whole=now.whole):
             other = self._read_rows(now.reading, rows, wanted, now.caches, whole=now.whole)
             output = now.reading.mixed(output, other, rows, where)
+        self._memory.leave(now.record, allowed)
         return output
 
     def _allowed(self) -> Tensor | None:

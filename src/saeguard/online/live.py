@@ -17,21 +17,21 @@ from saeguard.tokens import TokenMasks
 
 @dataclass(frozen=True)
 class LiveRule:
-    """A rule with its tensors on the layer's device; `mask` (n,) are the features that make a token hot."""
+    """A rule with its tensors on the layer's device; `acting` (k,) are the places of the features that make a token
+    hot."""
 
     rule: Rule
     encoder: SlimEncoder
     decoder: Tensor
     gate: Gate
-    mask: Tensor
+    acting: Tensor
 
     @classmethod
     def of(cls, rule: Rule, device: torch.device) -> LiveRule:
         """The rule on a device."""
-        mask = rule.gate.clamped(len(rule.selected))
-        return cls(
-            rule, rule.encoder.to(device), rule.decoder[mask].to(device), _gate_to(rule.gate, device), mask.to(device)
-        )
+        acting = rule.gate.clamped(len(rule.selected)).nonzero()[:, 0]
+        decoder = rule.decoder[acting].to(device)
+        return cls(rule, rule.encoder.to(device), decoder, _gate_to(rule.gate, device), acting.to(device))
 
     def read(self, hidden: Tensor, a: Tensor, masks: TokenMasks, past: RuleTrack | None) -> RuleTrack:
         """Gate state, statistic and decision after each token of this pass; nothing is clamped yet."""
@@ -44,11 +44,11 @@ class LiveRule:
 
     def hot(self, a: Tensor, masks: TokenMasks) -> Tensor:
         """Hot tokens (batch, tokens)."""
-        return (a[..., self.mask] > 0).any(dim=-1) & self.gate.eligible(masks)
+        return (a.index_select(-1, self.acting) > 0).any(dim=-1) & self.gate.eligible(masks)
 
     def delta(self, a: Tensor) -> Tensor:
         """The clamp's change (batch, tokens, d_model) for activations (batch, tokens, n)."""
-        return self.rule.clamp.delta(a[..., self.mask], self.decoder)
+        return self.rule.clamp.delta(a.index_select(-1, self.acting), self.decoder)
 
 
 def _gate_to(gate: Gate, device: torch.device) -> Gate:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import torch
+from torch import Tensor
 from transformers import Cache
 
 from saeguard.online.passes import Again, Pass
@@ -16,6 +18,7 @@ class Memory:
     def __init__(self) -> None:
         self._key = uuid4().hex
         self._tracks: dict[str, Track] = {}
+        self._left: tuple[Track, Tensor | None] | None = None
 
     @property
     def last(self) -> Track | None:
@@ -55,3 +58,15 @@ class Memory:
         else:
             track, rows = self.last, again.first_rows
         return None if track is None else track.of(rows)
+
+    def leave(self, track: Track, allowed: Tensor | None) -> None:
+        """Note what the last pass has left, and which rules could clamp which rows (rows, rules)."""
+        self._left = track, None if allowed is None else allowed.clone()
+
+    def is_as_left(self, track: Track, allowed: Tensor | None) -> bool:
+        """Whether the last pass left this very track, and the same rules may clamp now. A cache that was changed in any
+        way, or some of whose rows were read again, holds another."""
+        if self._left is None or self._left[0] is not track:
+            return False
+        before = self._left[1]
+        return before is allowed if before is None or allowed is None else torch.equal(before, allowed)

@@ -99,7 +99,9 @@ class Pass:
         return new if self.track is None else self.track.followed_by(new)
 
     def on(self, device: torch.device) -> Pass:
-        """The same with its ids, masks and tracks on the device of the guarded layer."""
+        """The same with its ids, masks and tracks on the device of the guarded layer, where tracks mostly lie."""
+        if all(its is None or its.ids.device == device for its in (self, self.track, self.known)):
+            return self
         track, known = (
             None if its is None else its.map(lambda part: part.to(device)) for its in (self.track, self.known)
         )

@@ -36,11 +36,14 @@ class Reach:
         self, track: Track, tokens: int, allowed: Tensor | None, *, whole: bool
     ) -> Iterator[tuple[Tensor, Track, Tensor]]:
         """The second readings that the last `tokens` call for: of which rows (k,), their track then, and whose output
-        (k, tokens) it is. The last reading of a row is what a cache is to hold.
+        (k, tokens) it is. The last reading of a row is what a cache is to hold; the tokens before these are held as
+        they were to be read.
 
         Each further rule that triggers calls for another, since it reaches back from its own trigger; if the `whole`
         pass is read for what follows its last token, the last one will do.
         """
+        if track.length > tokens and not self._further(track, tokens):
+            return
         stale = self.stale(track, allowed)
         if not bool(stale.any()):
             return
@@ -54,6 +57,11 @@ class Reach:
             if len(rows):
                 first = (count[rows] >= level).int().argmax(dim=1)
                 yield rows, self._clamping(track.of(rows), reached[rows, first]), now[rows] >= level
+
+    def _further(self, track: Track, tokens: int) -> bool:
+        """Whether one of them has triggered on some row in the last tokens: without, nothing is to be read again."""
+        its = [track.rules[i].triggered for i in self._back]
+        return not all(torch.equal(each[:, -1], each[:, -tokens - 1]) for each in its)
 
     def _clamping(self, track: Track, clamped: Tensor) -> Track:
         """A track once these rules (batch, rules) clamp all of it."""
