@@ -75,7 +75,7 @@ def ids(tokenizer, text):
 
 class TestGuard:
     def test_odd_spelling_triggers_and_the_model_reads_it_as_it_is(self, llama, tokenizer, guardrail):
-        odd = ids(tokenizer, spelling.zero_width(TEXT))
+        odd, hooks = ids(tokenizer, spelling.zero_width(TEXT)), hooks_on(llama)
         with torch.no_grad():
             bare = llama(odd).logits
             with guardrail.attach(llama, tokenizer) as guard:
@@ -87,7 +87,7 @@ class TestGuard:
                 assert (guard.verdicts[0].triggered, guard.verdicts[0].first_token) == (True, 0)
             with guardrail.attach(llama, tokenizer, normalise=True):
                 assert not torch.equal(llama(odd).logits, bare)
-        assert hooks_on(llama) == 0
+        assert hooks_on(llama) == hooks
 
     def test_plain_text_is_judged_as_without(self, llama, tokenizer, guardrail):
         with guardrail.attach(llama, tokenizer) as guard:
