@@ -592,6 +592,15 @@ def identities(work: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shard_files(work)}
 
 
+@pytest.mark.parametrize("gate", ["evidence", "probe"])
+def test_a_threshold_of_ones_own_leaves_the_drift_that_calibration_chooses(run, gate):
+    calibrated = run(replace(SMALL, gate=gate)).rule
+    for threshold in (calibrated.threshold / 10, 10 * calibrated.threshold):
+        given = run(replace(SMALL, gate=gate, threshold=threshold)).rule
+        assert given.threshold == threshold
+        assert given.gate.accumulator == calibrated.gate.accumulator
+
+
 def test_the_score_of_the_preset_is_the_code_s_and_of_the_default_the_paper_s():
     assert (PRESETS["paper"].selection, PRESETS["default"].selection.score) == (
         SelectionRule(20, 95.0, "squared_mean", "pooled", 1e-4, True), "second_moment"

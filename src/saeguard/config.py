@@ -87,6 +87,12 @@ class FitConfig:
             return Fixed(self.threshold)
         return Conformal(self.alpha, self.per_1000) if self.p_dyn is None else Percentile(self.p_dyn)
 
+    @property
+    def comparing(self) -> Method:
+        """By which drifts are compared: each at its own calibrated threshold. At one fixed threshold for all the least
+        drift would trigger soonest, on the topic and on everything else."""
+        return replace(self, threshold=None).method
+
     def as_dict(self) -> dict[str, Any]:
         """For the artifact, which says elsewhere which features were given."""
         named = {name: value for name, value in asdict(self).items() if name != "given"}

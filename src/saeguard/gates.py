@@ -141,5 +141,7 @@ def _gate(scorer: Scorer, accumulator: Accumulator, config: FitConfig) -> Gate:
 def _best(gates: Sequence[Gate], splits: Splits, config: FitConfig) -> GateResult:
     """The calibrated gate that triggers soonest on calibration forget text, the first of equals; of one scorer all."""
     calibration, test = (scored(gates[0], windows) for windows in (splits.calibration, splits.test))
-    results = [evaluate_gate(gate, config.method, calibration, test) for gate in gates]
-    return min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
+    method = config.method if len(gates) == 1 else config.comparing
+    results = [evaluate_gate(gate, method, calibration, test) for gate in gates]
+    best = min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
+    return best if method == config.method else evaluate_gate(best.gate, config.method, calibration, test)
