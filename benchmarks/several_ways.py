@@ -30,13 +30,13 @@ from saeguard.hooks import Change, at
 from saeguard.material import gather
 from saeguard.model import port_at
 from saeguard.online.intervention import Guard
-from saeguard.online.live import LiveRule
+from saeguard.online.live import LiveRule, changes
 from saeguard.online.passes import READ_AGAIN
 from saeguard.online.verdicts import Verdict, Watch
 from saeguard.quickstart import ALPHA, GATE, STRENGTH
 from saeguard.sae import SparseAutoencoder
 from saeguard.sample import FORGET, read_windows, scored, statistics, trajectories
-from saeguard.tokens import special_token_ids, token_masks
+from saeguard.tokens import TokenMasks, special_token_ids, token_masks
 
 CONFIG = replace(PRESETS["default"], name=TOPIC, alpha=ALPHA, gate=GATE, strength=STRENGTH)
 
@@ -186,23 +186,20 @@ class Way:
 
 
 def clamped_with(guard: Guard, other: Guardrail, special: Tensor) -> Change:
-    """At a layer behind a guard's: the clamp of another guardrail at the tokens that the guard holds as clamped.
-
-    A second reading is of sequences that have triggered, and clamps them whole.
-    """
+    """At a layer behind a guard's: the clamp of another guardrail at the tokens that the guard holds as clamped."""
     live = LiveRule.of(other.rule, special.device)
 
     def change(values: Tensor) -> Tensor | None:
-        track, again, tokens = guard.last, READ_AGAIN.get(), values.shape[1]
+        again = READ_AGAIN.get()
+        track = guard.last if again is None else again.wanted
         assert track is not None
-        held = track.rules[0].clamped
-        if again is not None:
-            track, held = track.map(lambda part: part[again.rows]), torch.ones_like(held[again.rows])
-        able = live.gate.eligible(token_masks(track.ids, track.attended, special))
-        a = live.encoder(values)
-        where = (a[..., live.mask] > 0).any(dim=-1) & (able & held)[:, -tokens:]
-        if not bool(where.any()):
+        masks = token_masks(track.ids, track.attended, special)
+        recent = TokenMasks(*(part[:, -values.shape[1] :] for part in vars(masks).values()))
+        held = track.rules[0].clamped[:, -values.shape[1] :]
+        found = changes([live], [live.encoder(values)], recent, [held])
+        if found is None:
             return None
-        return torch.where(where[..., None], (values + live.delta(a)).to(values.dtype), values)
+        delta, where = found
+        return torch.where(where[..., None], (values + delta).to(values.dtype), values)
 
     return change

@@ -53,7 +53,7 @@ def stream(model: Any, guardrail: Guardrail, row: Tensor) -> Tensor:
     return capture(model, [guardrail.point], row, torch.ones_like(row))[guardrail.point]
 
 
-def test_what_the_clamp_adds_along_its_direction_is_gone(llama, tokenizer, guardrail, subject, tmp_path):
+def test_what_the_clamp_adds_along_its_direction_is_gone_and_nothing_else(llama, tokenizer, guardrail, subject, tmp_path):
     attack = steering.steered("direction-removed", subject, guardrail, ITEMS, 1, tmp_path)
     for row in ROWS:
         plain = stream(llama, guardrail, row)
@@ -65,6 +65,7 @@ def test_what_the_clamp_adds_along_its_direction_is_gone(llama, tokenizer, guard
         hot = (guarded != plain).any(dim=-1)
         left, clamped = ((values - plain)[hot].norm(dim=-1) for values in (attacked, guarded))
         assert left.mean() < 0.5 * clamped.mean()
+        assert torch.equal(attacked[~hot], plain[~hot]), "what was not clamped is left alone"
     assert attack.fingerprint != subject.fingerprint
 
 

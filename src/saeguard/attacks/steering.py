@@ -1,8 +1,8 @@
 """The residual stream, white box: the guard is left on, and the stream is changed around it.
 
-    direction-removed  behind the clamp, the component along the direction in which the clamp moves the stream is set to
-                       its mean without the guard (directional ablation, Arditi et al. 2024, arXiv 2406.11717, with that
-                       mean in place of zero)
+    direction-removed  behind the clamp, the mean of what the clamp adds is taken off again at every token that lies as
+                       far along it as clamped ones do (directional ablation, Arditi et al. 2024, arXiv 2406.11717,
+                       sets the component of all tokens to one value and loses what they differ in)
     error-steered      in front of the guard, one vector is added at every token. It is at right angles to all that the
                        guard reads, so that triggers and clamp stay as they are and it passes in what the SAE's
                        reconstruction leaves out (arXiv 2606.18322)
@@ -44,8 +44,10 @@ BATCH = 4
 """Questions read at once, each with all its options."""
 LEARNING_RATE = 0.005
 """Of Adam, in units of the median norm of the residual stream."""
+NEAR = 0.5
+"""How far from where the clamp moves a token, in lengths of the move, one counts as moved by it."""
 SAYS = {
-    "direction-removed": "behind the guard, what the clamp adds along its mean direction is taken out again",
+    "direction-removed": "behind the guard, the mean of what the clamp adds is taken off again where it was added",
     "error-steered": "one vector added in front of the guard at right angles to what it reads, trained on other "
     "questions to bring the answers back",
 }
@@ -118,27 +120,30 @@ def _port_behind(model: Any, guardrail: Guardrail) -> Any:
 def _without_direction(
     subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem]
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The change that sets the component along the clamp's direction to its mean without the guard."""
+    """The change that takes the clamp's mean move out again, at tokens that lie about as far along it as it moves them:
+    the first token of a sequence may lie farther, and a model whose first token is changed is lost."""
     model, tokenizer = subject.loader.loaded
-    point = replace(guardrail.point, hook=guardrail.hook_out)
+    point, port = replace(guardrail.point, hook=guardrail.hook_out), _port_behind(model, guardrail)
+    before: list[Tensor] = []
     moved, plain = [], []
     for start in range(0, len(items), BATCH):
         rows = Rows.of(tokenizer, items[start : start + BATCH], input_device(model))
-        without = capture(model, [point], rows.ids, rows.mask)[point]
-        with _guarded(subject, model, tokenizer), only_the_last():
-            guarded = capture(model, [point], rows.ids, rows.mask)[point]
-        there = (guarded != without).any(dim=-1)
-        moved.append((guarded - without)[there].float())
-        plain.append(without[rows.mask.bool()].float())
-    direction = torch.nn.functional.normalize(torch.cat(moved).sum(dim=0), dim=0)
-    level = (torch.cat(plain) @ direction).mean()
+        with at(port, lambda its: before.append(its.clone())), _guarded(subject, model, tokenizer), only_the_last():
+            after = capture(model, [point], rows.ids, rows.mask)[point]
+        there = (after != before[-1]).any(dim=-1)
+        moved.append((after - before[-1])[there].float())
+        plain.append(before[-1][there].float())
+        before.clear()
+    mean = torch.cat(moved).mean(dim=0)
+    length, direction = mean.norm(), torch.nn.functional.normalize(mean, dim=0)
+    level = (torch.cat(plain) @ direction).median()
 
     def change(values: Tensor) -> Tensor:
         along = values.float() @ direction.to(values.device)
-        back = (level.to(values.device) - along)[..., None] * direction.to(values.device)
-        return (values.float() + back).to(values.dtype)
+        there = ((along - level.to(along.device)) / length.to(along.device) - 1).abs() < NEAR
+        return torch.where(there[..., None], (values.float() - mean.to(values.device)).to(values.dtype), values)
 
-    return change, _digest(direction * level)
+    return change, _digest(torch.cat([mean, level[None]]))
 
 
 def _found(subject: Subject, guardrail: Guardrail, items: Sequence[QuestionItem], steps: int, kept: Path) -> Tensor:
