@@ -144,7 +144,7 @@ def print_rest(ways: Sequence[Way], loader: Loader, work: Path, limit: int | Non
     reading = Perplexity(some, frozenset(each.name for each in some))
     (read,) = evaluate(subjects, [reading], Settings("all", limit or TEXTS), work=work, show_progress=True)
     campaign = Campaign(subjects, [topic], AttackConfig(limit=limit), work)
-    campaign.run((), ())
+    campaign.run(())
     rows = []
     for way in (None, *ways):
         name = UNGUARDED if way is None else way.name
@@ -162,10 +162,9 @@ def after_removal(way: Way, campaign: Campaign, topic: QuestionSet) -> list[str]
     """How many questions are blocked, and what comes back of them."""
     unguarded, subject = (next(s for s in campaign.subjects if s.name == name) for name in (UNGUARDED, way.name))
     dev = [item for item in split(question_items([topic]))[0].items if isinstance(item, QuestionItem)]
-    blocked = campaign.blocked[way.name].blocked
+    blocked = campaign.clean.blocked[way.name].blocked
     items = [item for item in question_items([topic]) if item.id in blocked]
     asked = tuple(attacked(CLEAN, items, campaign.config.seed))
-    clean = Pair.of(campaign.records["clean"][UNGUARDED], campaign.records["clean"][way.name])
     found = []
     for guardrails in (way.guardrails[:1], way.guardrails):
         other = subject
@@ -174,7 +173,7 @@ def after_removal(way: Way, campaign: Campaign, topic: QuestionSet) -> list[str]
         task = Attacked(f"removed behind {len(guardrails)}", asked)
         (run,) = evaluate([unguarded, other], [task], Settings("all"), work=campaign.work, show_progress=True)
         pair = Pair.of(run.records[UNGUARDED], run.records[way.name])
-        success = outcome(blocked, clean, pair)["success"]
+        success = outcome(blocked, campaign.clean.pairs[way.name], pair)["success"]
         found.append(f"{success['value']:.2f} ({success['low']:.2f} to {success['high']:.2f})")
     return [str(len(blocked)), *found]
 

@@ -53,7 +53,7 @@ def stream(model: Any, guardrail: Guardrail, row: Tensor) -> Tensor:
     return capture(model, [guardrail.point], row, torch.ones_like(row))[guardrail.point]
 
 
-def test_what_the_clamp_adds_along_its_direction_is_gone_and_nothing_else(llama, tokenizer, guardrail, subject, tmp_path):
+def test_what_the_clamp_adds_is_gone_and_nothing_else(llama, tokenizer, guardrail, subject, tmp_path):
     attack = steering.steered("direction-removed", subject, guardrail, ITEMS, 1, tmp_path)
     for row in ROWS:
         plain = stream(llama, guardrail, row)
