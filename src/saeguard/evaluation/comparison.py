@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Comparison:
             survival.relearning.discard(unguarded)
         return result
 
-    @property
+    @cached_property
     def _fitted(self) -> Fitted:
         return Fitted(self.loader, self.trial, self.work)
 

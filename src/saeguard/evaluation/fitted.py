@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from saeguard.baselines.catalogue import Baseline, Trial
@@ -72,13 +73,18 @@ class Fitted:
     def name(self, baseline: Baseline, setting: Setting) -> str:
         """The method's name and a hash of all that the result depends on."""
         trial = self.trial
-        texts = {"forget": trial.forget, **trial.retain}
         parts = [
             baseline.name, asdict(replace(baseline.settings(), **setting)), self.loader.identity, trial.layer,
             None if trial.sae is None else trial.sae.fingerprint(), trial.seed,
-            {name: Corpus.of(name, "retain", file).summary().fingerprint for name, file in texts.items()},
+            self._texts,
         ]  # fmt: skip
         return f"{baseline.name}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        """The fingerprints of the texts, which are read for them once."""
+        texts = {"forget": self.trial.forget, **self.trial.retain}
+        return {name: Corpus.of(name, "retain", file).summary().fingerprint for name, file in texts.items()}
 
 
 def is_its_own(error: GuardrailError) -> bool:

@@ -56,18 +56,18 @@ def before_after(figures: Sequence[Mapping[str, Any]], before: str, after: str, 
 def frontier(points: Sequence[Point], *, label: str = "accuracy off the topic", named: bool = False) -> str:
     """What is still known of the topic against what is kept of the rest; down and to the right is better.
 
-    Few points have their names and intervals; many have neither, or with `named` their names beside the plot.
+    Few points have their names and intervals, many neither; with `named` all have both, the names beside the plot.
     """
     with rc_context(STYLE):
         many = len(points) > 8
-        figure, axes = _figure(5.0 if many and named else 4.2)
+        figure, axes = _figure(5.0 if named else 4.2)
         for point in points:
             colour = MARK if point.chosen else MUTED if many and not named else INK
             x, y = point.utility[0], point.topic[0]
             if point.chosen or named or not many:
                 axes.plot(point.utility[1:], [y, y], color=colour, linewidth=1.2, alpha=0.15 if many else 0.6)
                 axes.plot([x, x], point.topic[1:], color=colour, linewidth=1.2, alpha=0.15 if many else 0.6)
-            if point.chosen or not many:
+            if point.chosen or not (many or named):
                 place: Any = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8}
                 axes.annotate(short(point.name), (x, y), color=colour, **place)
             axes.plot([x], [y], "o", color=colour, markersize=7 if point.chosen or not many else 4)
@@ -77,7 +77,7 @@ def frontier(points: Sequence[Point], *, label: str = "accuracy off the topic", 
         axes.yaxis.set_major_formatter(percent_tick)
         axes.margins(0.12)
         axes.grid(True)
-        if many and named:
+        if named:
             _names_beside(axes, points)
         return as_svg(figure, "Forgetting against utility: accuracy on the topic and off it")
 
