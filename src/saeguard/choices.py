@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Action = Literal["clamp", "refuse", "monitor"]
+PromptAction = Literal["refuse", "corrupt", "monitor"]
+"""What a prompt gate does with a prompt that triggers it."""
 ClampKind = Literal["dense", "active"]
 GateChoice = Literal["auto", "density", "evidence", "probe"]
 Role = Literal["topic", "near", "far"]

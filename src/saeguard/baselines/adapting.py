@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -65,14 +64,6 @@ def reference_of(model: nn.Module) -> Reference:
 def no_reference() -> NoReturn:
     """For losses that do not ask for the model before."""
     raise NotImplementedError("this loss asks for the model before, which its plan does not say")
-
-
-def merged(model: nn.Module, folder: Path) -> nn.Module:
-    """The model with the adapters of a folder in its weights."""
-    from peft import PeftModel
-
-    whole: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return whole
 
 
 def _adapted_modules(model: nn.Module, modules: Sequence[str] | None) -> Sequence[str]:

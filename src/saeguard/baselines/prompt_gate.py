@@ -3,6 +3,7 @@
     refuse    the answer is the refusal
     corrupt   noise is added to the embeddings of the prompt's tokens: embedding-corrupted prompts (ECO, Liu et al.,
               arXiv 2406.07933)
+    monitor   nothing
 
     e'_t = e_t + strength * s * z_t      s = standard deviation of the embedding matrix; z_t ~ N(0, I), fixed by seed, t
 
@@ -14,25 +15,26 @@ turn, the second chunk of a prompt, what is generated) is neither judged nor cha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saeguard.baselines.prompts import Classifier, Sentences, Tfidf
+from saeguard.choices import PromptAction
 from saeguard.errors import ArtifactDamagedError, AttachError
 from saeguard.folders import Kind, canonical, read_folder, write_folder
 from saeguard.hooks import around, at, inputs_of
 from saeguard.model import embedding_port, entrances
+from saeguard.online.passes import READ_AGAIN
 from saeguard.online.verdicts import Verdict
 from saeguard.tokens import attended_tokens, special_token_ids
 
-Doing = Literal["refuse", "corrupt"]
 KIND = Kind("prompt gate", "prompt_gate.json", "prompt_gate.safetensors", version=1)
 
 
@@ -43,7 +45,7 @@ class PromptGate:
     name: str
     classifier: Classifier
     threshold: float
-    action: Doing
+    action: PromptAction
     strength: float = 0.0
     seed: int = 0
     evidence: Mapping[str, Any] = field(default_factory=dict)
@@ -91,6 +93,8 @@ class PromptGuard:
 
     def __init__(self, gate: PromptGate, model: nn.Module, tokenizer: Any) -> None:
         self.verdicts: list[Verdict] = []
+        self.acting: Sequence[bool] | None = None
+        """Which prompts of the passes to come may be changed; None: all of them. Every one is judged."""
         self._gate, self._tokenizer = gate, tokenizer
         self._special = torch.tensor(special_token_ids(tokenizer))
         matrix: Any = embedding_port(model).module
@@ -107,6 +111,9 @@ class PromptGuard:
         """Hook before the model and each part of it that holds the layers: the outermost one judges the prompts."""
         self._depth += 1
         if self._depth > 1:
+            return
+        if READ_AGAIN.get() is not None:
+            self._check_untouched()
             return
         inputs = inputs_of(module, args, kwargs)
         ids, filled = inputs.get("input_ids"), inputs.get("past_key_values")
@@ -135,10 +142,20 @@ class PromptGuard:
         rows = [row[kept] for row, kept in zip(ids.cpu(), attended.cpu(), strict=True)]
         texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in rows]
         self.verdicts = [self._verdict(score) for score in self._gate.classifier.scores(texts)]
-        triggered = torch.tensor([verdict.triggered for verdict in self.verdicts], device=ids.device)
+        acting = self.acting or [True] * len(rows)
+        triggered = torch.tensor(
+            [verdict.triggered and its for verdict, its in zip(self.verdicts, acting, strict=True)], device=ids.device
+        )
         changed = attended & triggered[:, None] & ~torch.isin(ids, self._special.to(ids.device))
         if bool(changed.any()):
             self._places = torch.where(changed, attended.cumsum(dim=1), 0)
+
+    def _check_untouched(self) -> None:
+        """A guardrail reads again what was judged when it came. Raises `AttachError` if this corrupts it."""
+        if self._gate.action == "corrupt":
+            raise AttachError(
+                "a guardrail reads a sequence again whose prompt this gate corrupted as it came. Use one of the two."
+            )
 
     def _verdict(self, score: float) -> Verdict:
         triggered = score > self._gate.threshold

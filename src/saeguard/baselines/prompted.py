@@ -19,6 +19,7 @@ from saeguard.calibration import Conformal, calibrate, rate_above
 from saeguard.contamination import contamination
 from saeguard.corpus import Corpus, Split, check_disjoint
 from saeguard.errors import TooFewSequencesError
+from saeguard.proof import Read, two_of
 from saeguard.sample import FORGET
 from saeguard.windows import Windower
 
@@ -82,13 +83,14 @@ def fit_prompt_gate(prompts: Sequence[Prompt], chosen: settings.Prompted, seed: 
     tested = classifier.scores([prompt.text for prompt in test])
     by_corpus = _grouped((prompt.key[0], value) for prompt, value in zip(test, tested, strict=True))
     rates = {name: rate_above(its, found.threshold).as_dict() for name, its in by_corpus.items()}
+    proof = [Read(value, one.text, one.forget) for one, value in zip(test, tested, strict=True)]
     return PromptGate(
         name="prompt", classifier=classifier, threshold=found.threshold,
         action="corrupt" if isinstance(chosen, settings.PromptCorrupt) else "refuse",
         strength=chosen.strength if isinstance(chosen, settings.PromptCorrupt) else 0.0, seed=seed,
         evidence={
             "alpha": chosen.alpha, "caught": rates.pop(FORGET), "false_positives": rates,
-            "contamination": suspects.as_dict(),
+            "contamination": suspects.as_dict(), "proof": two_of(proof, found.threshold),
         },
     )  # fmt: skip
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saeguard.adapters import merged
 from saeguard.baselines import memory
-from saeguard.baselines.adapting import merged, no_reference, reference_of, trainable, trained_weights
+from saeguard.baselines.adapting import no_reference, reference_of, trainable, trained_weights
 from saeguard.baselines.catalogue import Trial
 from saeguard.baselines.checkpoint import (
     compute_dtype,

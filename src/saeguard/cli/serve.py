@@ -11,7 +11,8 @@ from saeguard.serving.config import ServeConfig
 HELP = "an OpenAI-compatible server for a guarded model"
 EXAMPLE = (
     "saeguard serve --guardrail guardrails/astronomy --port 8000\n"
-    "  saeguard serve --model M --guardrail stars=guardrails/astronomy guardrails/chemistry --action stars=refuse"
+    "  saeguard serve --model M --guardrail stars=guardrails/astronomy guardrails/chemistry --action stars=refuse\n"
+    "  saeguard serve --checkpoint baselines/npo"
 )
 KEYS = "SAEGUARD_API_KEYS"
 
@@ -19,14 +20,19 @@ KEYS = "SAEGUARD_API_KEYS"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `serve`."""
     parser.add_argument(
-        "--guardrail", required=True, nargs="+", action="extend", metavar="[ID=]DIR",
-        help="guardrail folders; the id is the folder's name unless it is given",
+        "--guardrail", nargs="+", action="extend", default=[], metavar="[ID=]DIR",
+        help="folders of guardrails and prompt gates; the id is the folder's name unless it is given",
     )  # fmt: skip
     parser.add_argument(
         "--action", nargs="+", action="extend", default=[], metavar="ID=ACTION",
-        help="what a guardrail does: clamp, refuse or monitor (default: what it was fitted for)",
+        help="what a guardrail does: clamp, refuse or monitor; a prompt gate: refuse, corrupt or monitor "
+        "(default: what it was fitted for)",
     )  # fmt: skip
     add_model(parser)
+    parser.add_argument(
+        "--checkpoint", metavar="M", help="serve this in place of the model, if need be without a guardrail: hub id, "
+        "folder, or folder of a PEFT adapter for the model",
+    )  # fmt: skip
     add_fields(parser, ServeConfig)
     add_common(parser)
 
@@ -39,7 +45,6 @@ def run(args: argparse.Namespace) -> None:
     import os
     from dataclasses import asdict
 
-    from saeguard.cli.loading import load
     from saeguard.errors import UsageError
     from saeguard.serving.policy import load_guardrails
 
@@ -48,13 +53,15 @@ def run(args: argparse.Namespace) -> None:
         from saeguard.serving.http.service import read_keys
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is missing. Install the server with: pip install 'saeguard[serve]'") from error
+    if not (args.guardrail or args.checkpoint):
+        raise UsageError("give --guardrail DIR, or --checkpoint M to serve a model as it is")
     config = serve_config(args)
     keys = read_keys(config.api_keys_file, os.environ.get(KEYS, ""))
     guardrails = load_guardrails(args.guardrail, args.action)
     before = time.perf_counter()
-    loaded = load(args)
+    model, tokenizer = _load(args)
     load_seconds = time.perf_counter() - before
-    with service(loaded.model, loaded.tokenizer, guardrails, config, keys=keys) as running:
+    with service(model, tokenizer, guardrails, config, keys=keys) as running:
 
         def ready(found: Any) -> None:
             figures = asdict(found) | {"load_seconds": load_seconds}
@@ -63,6 +70,20 @@ def run(args: argparse.Namespace) -> None:
                 emit(figures)
 
         Server(running, ready, began + load_seconds).run()
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and its tokenizer, or the checkpoint in their place."""
+    from saeguard.cli.loading import load
+    from saeguard.evaluation.subject import checkpoint
+
+    def base() -> tuple[Any, Any]:
+        loaded = load(args)
+        return loaded.model, loaded.tokenizer
+
+    if args.checkpoint is None:
+        return base()
+    return checkpoint(args.checkpoint, base, device=args.device, dtype=args.dtype, name=args.checkpoint).loaded
 
 
 def serve_config(args: argparse.Namespace) -> ServeConfig:

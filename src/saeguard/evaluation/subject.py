@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
+from saeguard.adapters import is_adapter, merged
 from saeguard.artifact import fingerprint
 from saeguard.baselines import prompt_gate
-from saeguard.errors import ModelError
 from saeguard.guardrail import Guardrail
 from saeguard.model import load_model, model_fingerprint, text_config, tokenizer_fingerprint
 from saeguard.online.verdicts import Watch
 
 Attach = Callable[[Any, Any], AbstractContextManager[Watch | None]]
 Load = Callable[[], tuple[Any, Any]]
-ADAPTER_FILE = "adapter_config.json"
 
 
 class Loader:
@@ -125,22 +123,13 @@ def checkpoint(source: str, base: Load, *, device: str, dtype: str, name: str = 
     """
 
     def load() -> tuple[Any, Any]:
-        adapted = (Path(source) / ADAPTER_FILE).is_file()
-        model, tokenizer = _adapted(source, base) if adapted else load_model(source, device=device, dtype=dtype)
+        if is_adapter(source):
+            model, tokenizer = base()
+            model = merged(model, source)
+        else:
+            model, tokenizer = load_model(source, device=device, dtype=dtype)
         if name:
             text_config(model)._name_or_path = name
         return model, tokenizer
 
     return Loader(load)
-
-
-def _adapted(folder: str, base: Load) -> tuple[Any, Any]:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelError(f"reading the adapter {folder} needs peft: pip install 'saeguard[eval]'") from error
-    model, tokenizer = base()
-    try:
-        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval(), tokenizer
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"cannot put the adapter {folder} on the model: {error}") from error

@@ -46,24 +46,29 @@ class Batch:
         if not self._checked:
             check_joinable(self._cache)
             self._checked = True
+            lengths = self._mask.sum(dim=1).tolist()
+            for row, its in zip(self.rows, self._guards.at_prompts(lengths), strict=True):
+                row.at_prompt = its
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
     def refused(self) -> list[bool]:
         """The rows on which a guardrail of the action `refuse` has triggered so far."""
-        return self._guards.refused(self._cache, [row.job.guardrails for row in self.rows])
+        return self._guards.refused(
+            self._cache, [row.job.guardrails for row in self.rows], [row.at_prompt for row in self.rows]
+        )
 
     def readings(self, row: int) -> tuple[Reading, ...]:
         """What the guardrails have read in a row so far."""
-        return self._guards.readings(self._cache, len(self.rows), row, self.rows[row].job.guardrails)
+        its = self.rows[row]
+        return self._guards.readings(self._cache, len(self.rows), row, its.job.guardrails, its.at_prompt)
 
     def trace(self, row: int) -> tuple[tuple[int, tuple[TokenReading, ...]], ...]:
         """The tokens of a row in the last pass, each with what every guardrail read there."""
         ids = self._next[row]
         attended = self._mask[row, -len(ids) :].bool()
-        return tuple(
-            zip(ids[attended].tolist(), self._guards.trace(self._cache, len(self.rows), row, attended), strict=True)
-        )
+        read = self._guards.trace(self._cache, len(self.rows), row, attended, self.rows[row].at_prompt)
+        return tuple(zip(ids[attended].tolist(), read, strict=True))
 
     def extend(self) -> None:
         """Make each row's last token the next input."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from saeguard.serving.readings import Reading, TokenReading
+from saeguard.serving.readings import AtPrompt, Reading, TokenReading
 from saeguard.serving.sampling import Sampling, Token
 from saeguard.serving.text import Detokenizer, StopStrings
 
@@ -81,6 +81,7 @@ class Row:
         self.counts: Counter[int] = Counter()
         self.drawn = 0
         self.last = 0
+        self.at_prompt: AtPrompt = ()
         self._ends = ends
         self._text = Detokenizer(tokenizer)
         self._stops = StopStrings(job.sampling.stop)

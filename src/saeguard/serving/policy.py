@@ -1,4 +1,4 @@
-"""The operator's guardrails: where they are, what they are called, what each does."""
+"""The operator's guardrails and prompt gates: where they are, what they are called, what each does."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, get_args
 
-from saeguard.choices import Action
+from saeguard.baselines import prompt_gate
+from saeguard.baselines.prompt_gate import PromptGate
+from saeguard.choices import Action, PromptAction
 from saeguard.errors import UsageError
 from saeguard.guardrail import Guardrail
+from saeguard.rule import Rule
 from saeguard.serving.config import ServeConfig
 
+Served = Guardrail | PromptGate
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def load_guardrails(sources: Sequence[str], actions: Sequence[str]) -> dict[str, Guardrail]:
-    """Guardrails by id, from `DIR` (the id is the folder's name) or `ID=DIR`, with actions given as `ID=ACTION`.
+def load_guardrails(sources: Sequence[str], actions: Sequence[str]) -> dict[str, Served]:
+    """Guardrails and prompt gates by id, from `DIR` (the id is the folder's name) or `ID=DIR`.
 
-    Raises `UsageError`, and an `ArtifactError` for a folder that cannot be used.
+    Actions are given as `ID=ACTION`. Raises `UsageError`, and an `ArtifactError` for a folder that cannot be used.
     """
     named: dict[str, str] = {}
     for source in sources:
@@ -34,8 +38,13 @@ def load_guardrails(sources: Sequence[str], actions: Sequence[str]) -> dict[str,
             raise UsageError(f"--guardrail {source}: the id {name} is taken. Choose another with ID=DIR")
         named[name] = folder
     chosen = _actions(actions, named)
-    loaded = {name: Guardrail.from_pretrained(folder) for name, folder in named.items()}
-    return {name: _acting(guardrail, chosen.get(name)) for name, guardrail in loaded.items()}
+    loaded = {name: _load(folder) for name, folder in named.items()}
+    return {name: _acting(name, its, chosen.get(name)) for name, its in loaded.items()}
+
+
+def rules_of(served: Served) -> tuple[Rule | PromptGate, ...]:
+    """What decides, each on its own: the rules of a guardrail, or the one prompt gate."""
+    return served.rules if isinstance(served, Guardrail) else (served,)
 
 
 def check_playground(config: ServeConfig, keys: Sequence[bytes]) -> None:
@@ -54,20 +63,33 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _actions(pairs: Sequence[str], ids: Mapping[str, str]) -> dict[str, Action]:
-    found: dict[str, Action] = {}
+def _load(folder: str) -> Served:
+    return (PromptGate if prompt_gate.KIND.is_at(folder) else Guardrail).from_pretrained(folder)
+
+
+def _actions(pairs: Sequence[str], ids: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
     for pair in pairs:
-        name, _, action = pair.partition("=")
-        if name not in ids or action not in get_args(Action):
-            raise UsageError(
-                f"--action {pair}: expected ID=ACTION, with an id of {', '.join(ids)} "
-                f"and an action of {', '.join(get_args(Action))}"
-            )
-        found[name] = cast(Action, action)
+        name, equals, action = pair.partition("=")
+        if name not in ids or not equals:
+            raise UsageError(f"--action {pair}: expected ID=ACTION, with an id of {', '.join(ids) or 'no guardrail'}")
+        found[name] = action
     return found
 
 
-def _acting(guardrail: Guardrail, action: Action | None) -> Guardrail:
+def _acting(name: str, served: Served, action: Any) -> Served:
     if action is None:
-        return guardrail
-    return replace(guardrail, rules=tuple(replace(rule, action=action) for rule in guardrail.rules))
+        return served
+    possible = _possible(served)
+    if action not in possible:
+        raise UsageError(f"--action {name}={action}: expected an action of {', '.join(possible)}")
+    if isinstance(served, PromptGate):
+        return replace(served, action=action)
+    return replace(served, rules=tuple(replace(rule, action=action) for rule in served.rules))
+
+
+def _possible(served: Served) -> tuple[str, ...]:
+    """The actions that an operator may choose for this; a prompt gate corrupts if it was fitted for that."""
+    if isinstance(served, Guardrail):
+        return get_args(Action)
+    return tuple(action for action in get_args(PromptAction) if action != "corrupt" or served.strength > 0)

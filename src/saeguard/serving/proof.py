@@ -11,16 +11,16 @@ from queue import SimpleQueue
 from typing import Any
 
 from saeguard.errors import ProofError
-from saeguard.guardrail import Guardrail
 from saeguard.serving.engine import Engine
 from saeguard.serving.job import Event, Failed, Finished, Job
+from saeguard.serving.policy import Served, rules_of
 from saeguard.serving.proof_texts import ProofTexts
 from saeguard.serving.readings import Reading
 from saeguard.serving.sampling import Sampling
 from saeguard.windows import bos_ids
 
 
-def prove(engine: Engine, guardrails: Mapping[str, Guardrail], tokenizer: Any) -> None:
+def prove(engine: Engine, guardrails: Mapping[str, Served], tokenizer: Any) -> None:
     """Raises `ProofError` unless every rule of every guardrail fires and stays silent where it must."""
     front = bos_ids(tokenizer)
 
@@ -28,8 +28,8 @@ def prove(engine: Engine, guardrails: Mapping[str, Guardrail], tokenizer: Any) -
         ids = front + list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return _read(engine, ids, name)[place]
 
-    for name, guardrail in guardrails.items():
-        for place, rule in enumerate(guardrail.rules):
+    for name, served in guardrails.items():
+        for place, rule in enumerate(rules_of(served)):
             texts = ProofTexts.of(rule)
             fires = read(name, place, texts.fires)
             silent = [read(name, place, text) for text in texts.ordinary]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from saeguard.errors import ProofError
 from saeguard.rule import Rule
+
+if TYPE_CHECKING:
+    from saeguard.baselines.prompt_gate import PromptGate
 
 PASSAGES = 8
 """How many of the topic's strongest passages make the text that must fire."""
@@ -26,8 +30,9 @@ class ProofTexts:
     ordinary: tuple[str, ...] = ORDINARY
 
     @classmethod
-    def of(cls, rule: Rule) -> ProofTexts:
-        """The texts that a rule carries, else made of its strongest passages. Raises `ProofError` without either.
+    def of(cls, rule: Rule | PromptGate) -> ProofTexts:
+        """The texts that a rule or prompt gate carries, else made of a rule's strongest passages. Raises `ProofError`
+        without either.
 
         A rule that always triggers is proved by firing alone.
         """
@@ -37,9 +42,10 @@ class ProofTexts:
         rows = (row for rows in rule.evidence.get("passages", {}).values() for row in rows)
         topic = [f"{row['before']}{row['token']}{row['after']}" for row in rows if row["corpus"] == "forget"]
         if not topic:
-            raise ProofError(f"rule {rule.name} carries no text that must fire. Fit it with this version.")
+            raise ProofError(f"{rule.name} carries no text that must fire. Fit it with this version.")
         fires = " ".join(topic[:PASSAGES])
-        return cls(fires, ()) if rule.gate.always(rule.threshold) else cls(fires)
+        always = isinstance(rule, Rule) and rule.gate.always(rule.threshold)
+        return cls(fires, ()) if always else cls(fires)
 
     def all(self) -> tuple[str, ...]:
         """The texts in the order in which `check_proof` takes their verdicts."""

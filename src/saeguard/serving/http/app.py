@@ -23,6 +23,7 @@ from saeguard.serving.http.reading import ClientGone, check_model, parse, read_b
 from saeguard.serving.http.schema import ChatRequest, CompletionRequest
 from saeguard.serving.http.service import CLIENT_GONE, Call, Service
 from saeguard.serving.http.shapes import ChatShape, TextShape
+from saeguard.serving.policy import rules_of
 
 Handler = Callable[[Request, Call], Awaitable[Response]]
 
@@ -122,8 +123,8 @@ class _Routes:
             return entry
         rows = [
             {"id": name, "rule": rule.name, "action": rule.action, "threshold": rule.threshold}
-            for name, guardrail in service.guardrails.items()
-            for rule in guardrail.rules
+            for name, its in service.guardrails.items()
+            for rule in rules_of(its)
         ]
         return entry | {"saeguard": rows}
 

@@ -57,7 +57,8 @@ class Metrics:
             self._sequences.labels(*labels).inc()
             self._triggered.labels(*labels).inc(reading.verdict.triggered)
             self._clamped.labels(*labels).inc(reading.clamped)
-            self._density.labels(*labels).observe(reading.hot / max(1, reading.tokens))
+            if reading.hot is not None:
+                self._density.labels(*labels).observe(reading.hot / max(1, reading.tokens))
             margin = reading.verdict.statistic - reading.verdict.threshold
             if math.isfinite(margin) and reading.verdict.threshold:
                 self._statistic.labels(*labels).observe(margin / abs(reading.verdict.threshold))

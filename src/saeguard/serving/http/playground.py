@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from saeguard.baselines.prompt_gate import PromptGate
 from saeguard.rule import Rule
 from saeguard.serving.http.answering import unless_gone
 from saeguard.serving.http.exchange import Ask, Exchange
@@ -18,6 +19,7 @@ from saeguard.serving.http.service import Call, Service
 from saeguard.serving.http.shapes import verdict_rows
 from saeguard.serving.http.tracing import Tracer
 from saeguard.serving.page import FILES, content
+from saeguard.serving.policy import rules_of
 from saeguard.serving.sampling import Sampling
 
 HEADERS = {
@@ -46,7 +48,7 @@ def _file(path: str, body: bytes, kind: str) -> Route:
 def describe(service: Service) -> dict[str, Any]:
     """The guardrails, if this server tells verdicts; what their features mean, only in the playground."""
     config = service.config
-    rules = [(name, rule) for name, guardrail in service.guardrails.items() for rule in guardrail.rules]
+    rules = [(name, rule) for name, its in service.guardrails.items() for rule in rules_of(its)]
     rows = [
         {"id": name, "rule": rule.name, "action": rule.action, "threshold": rule.threshold}
         | ({"features": _features(rule)} if config.playground else {})
@@ -59,7 +61,9 @@ def describe(service: Service) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _features(rule: Rule) -> list[dict[str, Any]]:
+def _features(rule: Rule | PromptGate) -> list[dict[str, Any]]:
+    if isinstance(rule, PromptGate):
+        return []
     passages = rule.evidence.get("passages", {})
     return [
         {

@@ -15,7 +15,6 @@ from typing import Any
 import uvicorn
 
 from saeguard.errors import EngineError
-from saeguard.guardrail import Guardrail
 from saeguard.model import text_config
 from saeguard.serving.config import ServeConfig
 from saeguard.serving.engine import Engine, Limits
@@ -24,7 +23,7 @@ from saeguard.serving.http.logs import Log
 from saeguard.serving.http.metrics import Metrics
 from saeguard.serving.http.prompts import Prompter
 from saeguard.serving.http.service import Service
-from saeguard.serving.policy import check_playground
+from saeguard.serving.policy import Served, check_playground
 from saeguard.serving.proof import prove
 from saeguard.serving.readings import attached
 
@@ -41,7 +40,7 @@ class Ready:
 
 @contextmanager
 def service(
-    model: Any, tokenizer: Any, guardrails: Mapping[str, Guardrail], config: ServeConfig, *,
+    model: Any, tokenizer: Any, guardrails: Mapping[str, Served], config: ServeConfig, *,
     keys: tuple[bytes, ...] = (), log: Log | None = None,
 ) -> Iterator[Service]:  # fmt: skip
     """Guard the model, prove it, and keep an engine at work inside the block. Raises a `GuardrailError` instead."""

@@ -13,7 +13,6 @@ from uuid import uuid4
 from starlette.requests import Request
 
 from saeguard.errors import UsageError
-from saeguard.guardrail import Guardrail
 from saeguard.serving.config import ServeConfig
 from saeguard.serving.engine import Engine
 from saeguard.serving.http.errors import ApiError
@@ -21,6 +20,7 @@ from saeguard.serving.http.exchange import Ask, Exchange
 from saeguard.serving.http.logs import Log
 from saeguard.serving.http.metrics import Metrics
 from saeguard.serving.http.prompts import Prompter
+from saeguard.serving.policy import Served
 
 CLIENT_GONE = 499
 """Status in log and metrics of a request whose client did not wait for the answer."""
@@ -28,13 +28,13 @@ CLIENT_GONE = 499
 
 @dataclass(frozen=True)
 class Service:
-    """One guarded model being served. `context` is the most tokens of prompt and answer together."""
+    """One model being served, with what guards it. `context` is the most tokens of prompt and answer together."""
 
     config: ServeConfig
     name: str
     context: int
     tokenizer: Any
-    guardrails: Mapping[str, Guardrail]
+    guardrails: Mapping[str, Served]
     engine: Engine
     prompter: Prompter
     metrics: Metrics
