@@ -325,3 +325,14 @@ def test_a_server_with_keys_asks_for_one_and_shows_one_side_without_a_playground
     assert found.page.evaluate("JSON.stringify({...localStorage, ...sessionStorage}) + document.cookie") == "{}"
     found.complaints = [text for text in found.complaints if "401" not in text]  # the browser's own note
     found.close()
+
+
+def test_a_checkpoint_without_guardrails_is_one_side_that_says_so(browser, tokenizer):
+    with served(make_model("llama"), tokenizer, {}, playground=True) as server:
+        found = Visit(browser, server)
+        found.page.wait_for_selector(".side")
+        found.page.fill("#length", "8")
+        found.ask(SENTENCES[0])
+        assert found.page.locator(".side h2").all_text_contents() == ["Without guardrails"]
+        assert found.side("unguarded").locator(".answer").text_content()
+        found.close()

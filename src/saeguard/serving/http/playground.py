@@ -56,7 +56,7 @@ def describe(service: Service) -> dict[str, Any]:
         if config.verdicts or config.playground
     ]
     return {
-        "object": "list", "data": rows,
+        "object": "list", "data": rows, "guarded": bool(service.guardrails),
         "model": service.name, "playground": config.playground, "max_tokens": config.max_tokens,
     }  # fmt: skip
 

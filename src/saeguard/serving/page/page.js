@@ -13,12 +13,12 @@ function make(name, text, ...classes) {
 
 // One of the two answers: its conversation, and what the gates read in it.
 class Side {
-  constructor(title, { guarded }) {
+  constructor({ guarded }) {
     this.guarded = guarded;
     this.messages = [];
     this.box = $("side").content.cloneNode(true).firstElementChild;
     this.box.dataset.side = guarded ? "guarded" : "unguarded";
-    this.part("h2").textContent = title;
+    this.part("h2").textContent = guarded ? "Guarded" : "Without guardrails";
     this.charts = page.info.data.map((rule) => {
       const heading = make("h3", `${rule.rule}: gate statistic, token by token`);
       const figure = make("div", "");
@@ -189,8 +189,8 @@ async function open() {
   $("legend").hidden = !page.info.playground;
   $("sides").replaceChildren();
   page.sides = [];
-  if (page.info.playground) page.sides.push(new Side("Without guardrails", { guarded: false }));
-  page.sides.push(new Side("Guarded", { guarded: true }));
+  if (page.info.playground || !page.info.guarded) page.sides.push(new Side({ guarded: false }));
+  if (page.info.guarded) page.sides.push(new Side({ guarded: true }));
   if (!page.info.playground) $("about").textContent += " · start the server with --playground to see inside";
 }
 
