@@ -14,7 +14,7 @@ import torch
 from conftest import make_model
 from saeguard.attacks.config import AttackConfig
 from saeguard.attacks.curves import Relearner
-from saeguard.attacks.further import ATTACK, Further
+from saeguard.attacks.relearn_forget import ATTACK, RelearnForget
 from saeguard.attacks.relearning import Lesson
 from saeguard.baselines.catalogue import BASELINES
 from saeguard.cli.main import main
@@ -52,7 +52,7 @@ TASK = MultipleChoice(tuple(one for one in SETS if one.role != "near"))
 
 @pytest.fixture
 def relearn(files, tmp_path):
-    return partial(Further.of, CONFIG, 2, str(files / "forget.jsonl"), tmp_path / "work" / "relearning")
+    return partial(RelearnForget.of, CONFIG, 2, str(files / "forget.jsonl"), tmp_path / "work" / "relearning")
 
 
 @pytest.fixture

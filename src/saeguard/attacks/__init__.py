@@ -5,5 +5,6 @@ other: by_prompt, white_box, by_relearning) -> task and success (asked and count
 
 prompts       attack, materials: dilution, turns, spelling, rewriting, templates, suffix
 white box     weights, steering, steering_each, reading
-relearning    relearning (what is learned from) -> finetuning (how) -> curves (what is asked when); further: for compare
+relearning    relearning (what is learned from) -> finetuning (how) -> curves (what is asked when)
+              relearn_forget: for methods that are compared
 """

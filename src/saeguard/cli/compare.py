@@ -163,7 +163,7 @@ def _relearn(args: argparse.Namespace, forget: str, work: Any) -> Relearn | None
     from dataclasses import replace
     from functools import partial
 
-    from saeguard.attacks.further import Further
+    from saeguard.attacks.relearn_forget import RelearnForget
 
     if args.relearn is None:
         return None
@@ -171,7 +171,7 @@ def _relearn(args: argparse.Namespace, forget: str, work: Any) -> Relearn | None
         raise UsageError(f"--relearn {args.relearn}: expected a number of epochs from 1 on")
     given = {name: value for name, value in vars(args).items() if name in RELEARNED}
     config = replace(AttackConfig(seed=args.seed), **given)
-    return partial(Further.of, config, args.relearn, forget, work / "relearning")
+    return partial(RelearnForget.of, config, args.relearn, forget, work / "relearning")
 
 
 def _measured(args: argparse.Namespace, layer: int | None, baseline: Baseline, settings: Any) -> Cost:

@@ -1,7 +1,7 @@
 """Survival under relearning: a judged method's model is trained further on the topic, and asked about it again.
 
-How it is trained is said by a `Relearning` (attacks/further.py). Figures are kept under a key that is known without
-the trained model, so its checkpoints may go once they are there, and nothing is trained again.
+How it is trained is said by a `Relearning` (attacks/relearn_forget.py). Figures are kept under a key that is known
+without the trained model, so its checkpoints may go once they are there, and nothing is trained again.
 """
 
 from __future__ import annotations

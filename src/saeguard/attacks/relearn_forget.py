@@ -30,7 +30,7 @@ ATTACK = RELEARNING["relearn-forget"]
 
 
 @dataclass(frozen=True)
-class Further:
+class RelearnForget:
     """A lesson, how it is learned and for how many epochs. `about` says all of it, for JSON."""
 
     config: AttackConfig
@@ -40,7 +40,7 @@ class Further:
     about: Mapping[str, Any]
 
     @classmethod
-    def of(cls, config: AttackConfig, epochs: int, forget: str, work: Path, items: Sequence[Item]) -> Further:
+    def of(cls, config: AttackConfig, epochs: int, forget: str, work: Path, items: Sequence[Item]) -> RelearnForget:
         """On documents of the fit split of `forget`, checkpoints in `work`; `items` are the questions that are asked.
 
         Raises `UsageError` where something is lacking, `EvaluationError` where no document is left.
@@ -57,8 +57,9 @@ class Further:
         return moved(subject, self._course(subject).after(self.epochs))
 
     def discard(self, subject: Subject) -> None:
-        """Remove the checkpoints."""
-        shutil.rmtree(self._course(subject).folder, ignore_errors=True)
+        """Remove the checkpoints, if there are any."""
+        if (folder := self._course(subject).folder).exists():
+            shutil.rmtree(folder)
 
     def _course(self, subject: Subject) -> Course:
         return course_of(self.config, self.work, ATTACK, subject, self.lesson)
