@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from gates_streams import FILLERS, Ids, Piece, masks_of, read_stream, test_stream
-from openstax import passages
+from openstax import NEAR, passages
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -51,14 +51,6 @@ from saeguard.windows import Windower
 
 QUESTIONS = 60
 SAMPLE = 10**6
-NEAR = {
-    "american_government": ("us_history",),
-    "psychology": ("sociology",),
-    "sociology": ("psychology",),
-    "us_history": ("american_government", "world_history"),
-    "world_history": ("us_history",),
-}
-"""Neighbours of a topic. Everything else is far from it."""
 
 
 def files(data: Path) -> tuple[dict[str, Path], dict[str, Path]]:
