@@ -81,7 +81,7 @@ class Guards:
 
     def __init__(
         self, ids: Sequence[str], guards: Sequence[tuple[Guard, Sequence[_Place]]],
-        prompts: Sequence[tuple[str, PromptGate, PromptGuard]] = (),
+        prompts: Sequence[tuple[str, PromptGate, PromptGuard]],
     ) -> None:  # fmt: skip
         self._guards, self._prompts = tuple(guards), tuple(prompts)
         self._order = {name: place for place, name in enumerate(ids)}
