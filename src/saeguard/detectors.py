@@ -7,7 +7,7 @@ The score is the sum of two that are learned apart, each divided by its spread o
                 about the topic if some of its tokens are (multiple-instance learning), with a quadratic penalty
 
 The first alone scores the words around a topic's words as high as these, the second alone fires at a neighbour's
-single words; docs/results.md compares them.
+single words; docs/results/quickstart.md compares them.
 
 Forget and retain windows weigh the same in total; among the retain corpora more text is more weight, so that a near
 neighbour counts for more where more of it is given, or where it is named (`near_retain`). The bias is set so that the

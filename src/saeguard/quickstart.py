@@ -22,9 +22,9 @@ from saeguard.progress import progress
 
 ALPHA = 0.05
 GATE: GateChoice = "probe"
-"""Catches most and spares the near neighbours best on the starter set; docs/results.md compares all gates."""
+"""Catches most and spares the near neighbours best on the starter set; docs/results/quickstart.md compares all gates."""
 STRENGTH = 0.5
-"""Half a residual norm forgets as well as more (docs/results.md), and disturbs the text less."""
+"""Half a residual norm forgets as well as more (docs/results/second-model.md), and disturbs the text less."""
 EXAMPLES = (
     "Which planet is known for its rings, and what are they made of?",
     "Why does a ball thrown into the air fall back down?",
