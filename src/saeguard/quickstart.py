@@ -22,7 +22,7 @@ from saeguard.progress import progress
 
 ALPHA = 0.05
 GATE: GateChoice = "probe"
-"""Catches most and spares the near neighbours best on the starter set; docs/results/quickstart.md compares all gates."""
+"""Catches most and spares the near neighbours best on the starter set (all gates: docs/results/quickstart.md)."""
 STRENGTH = 0.5
 """Half a residual norm forgets as well as more (docs/results/second-model.md), and disturbs the text less."""
 EXAMPLES = (
