@@ -3,7 +3,7 @@
 A promise for a window (alpha) says little of a conversation of 4,000 tokens, in which a gate has many chances. Long
 text is simulated: the windows of a corpus one after another, in several orders, the gate starting anew after each
 alarm. Simulated text has the token scores of the windows; in real text a token also sees what stood further back.
-docs/gates.md compares the two.
+docs/gates.md counts alarms in real text.
 """
 
 from __future__ import annotations
