@@ -66,8 +66,10 @@ def endpoint(written: Mapping[str, str]) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, written)) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
 
 
 def got_through(card: Mapping[str, Any]) -> Iterator[str]:
@@ -101,7 +103,9 @@ def main() -> int:
     with endpoint(written) as url:
         told = ["--guardrail", *args.guardrail, "--endpoint", url, "--endpoint-model", WRITTEN.stem, "--out", args.out]
         status = saeguard(["attack", *names, *told, "--languages", *languages, *ALL, *others])
-    return status or print("\n".join(got_through(read_card(args.out)))) or 0
+    if not status:
+        print("\n".join(got_through(read_card(args.out))))
+    return status
 
 
 if __name__ == "__main__":
