@@ -39,6 +39,8 @@ CANNOT = (
     "Whoever holds the weights can run them without the hook. Nothing in a guardrail of this kind can prevent that; it "
     "protects a model that is served, not one that is given away.",
     "Whoever can change the residual stream at the guarded layer or behind it, or train the model, is not stopped.",
+    "A gate knows a topic mostly by its words. Who describes things instead of naming them, or writes in another "
+    "language, may pass it: the attacks paraphrase and translation measure that, and need --endpoint.",
     "An attack that failed here has failed in this form, on these questions. Who tries longer may find another.",
 )
 

@@ -18,8 +18,9 @@ def limits(rule: Rule) -> list[str]:
         "It does not remove anything from the model's weights. Whoever holds them can run the model without it.",
         "It acts on this exact model and tokenizer only; after any fine-tuning it has to be fitted again.",
         *_measured_limits(rule),
-        "It was measured on ordinary text. Someone who sets out to get round it, with other languages, ciphers, "
-        "misspellings or roundabout wording, may succeed. Test that with `saeguard attack`.",
+        "It was measured on ordinary text. Someone who sets out to get round it, with other languages, ciphers or "
+        "misspellings, may succeed, and with roundabout wording, which describes the topic without its words, is "
+        "likely to. Test that with `saeguard attack`.",
     ]
     if rule.gate.always(rule.threshold):
         says.append("It has no gate: it acts on every text, at the tokens where one of its features is active.")
