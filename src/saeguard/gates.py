@@ -13,13 +13,21 @@ from typing import Literal
 
 import torch
 
-from saeguard.calibration import calibrate
+from saeguard.calibration import Method, calibrate
 from saeguard.config import FitConfig
 from saeguard.detectors import fit_evidence, fit_probe
 from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
 from saeguard.gate import Accumulator, Cusum, Density, Evidence, Gate, Mean, Scorer
-from saeguard.sample import FORGET, ReadWindow, labelled_activity, labelled_hidden, mean_score, scored
+from saeguard.sample import (
+    FORGET,
+    ReadWindow,
+    ScoredWindow,
+    labelled_activity,
+    labelled_hidden,
+    mean_score,
+    scored,
+)
 
 MIN_FORGET_WINDOWS = 10
 DRIFTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -139,9 +147,15 @@ def _gate(scorer: Scorer, accumulator: Accumulator, config: FitConfig) -> Gate:
 
 
 def _best(gates: Sequence[Gate], splits: Splits, config: FitConfig) -> GateResult:
-    """The calibrated gate that triggers soonest on calibration forget text, the first of equals; of one scorer all."""
     calibration, test = (scored(gates[0], windows) for windows in (splits.calibration, splits.test))
     method = config.method if len(gates) == 1 else config.comparing
-    results = [evaluate_gate(gate, method, calibration, test) for gate in gates]
-    best = min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
+    best = soonest(gates, method, calibration, test)
     return best if method == config.method else evaluate_gate(best.gate, config.method, calibration, test)
+
+
+def soonest(
+    gates: Sequence[Gate], method: Method, calibration: Sequence[ScoredWindow], test: Sequence[ScoredWindow]
+) -> GateResult:
+    """The calibrated gate that triggers soonest on calibration forget text, the first of equals; of one scorer all."""
+    results = [evaluate_gate(gate, method, calibration, test) for gate in gates]
+    return min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
