@@ -7,27 +7,19 @@ rare each feature is in ordinary text, each with a drift that ordinary text sets
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from saeguard.calibration import Method, calibrate
+from saeguard.calibration import calibrate
 from saeguard.config import FitConfig
 from saeguard.detectors import fit_evidence, fit_probe
 from saeguard.errors import CorpusError, TooFewSequencesError
 from saeguard.evidence import GateResult, evaluate_gate
 from saeguard.gate import Accumulator, Cusum, Density, Evidence, Gate, Mean, Scorer
-from saeguard.sample import (
-    FORGET,
-    ReadWindow,
-    ScoredWindow,
-    labelled_activity,
-    labelled_hidden,
-    mean_score,
-    scored,
-)
+from saeguard.sample import FORGET, ReadWindow, labelled_activity, labelled_hidden, mean_score, scored
 
 MIN_FORGET_WINDOWS = 10
 DRIFTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -146,16 +138,14 @@ def _gate(scorer: Scorer, accumulator: Accumulator, config: FitConfig) -> Gate:
     return Gate(scorer, accumulator, config.moment, counts, config.latch)
 
 
+def soonest(results: Iterable[GateResult]) -> GateResult:
+    """The gate that triggers soonest on calibration forget text, the first of equals."""
+    return min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
+
+
 def _best(gates: Sequence[Gate], splits: Splits, config: FitConfig) -> GateResult:
+    """The soonest of these gates, each calibrated; of one scorer all."""
     calibration, test = (scored(gates[0], windows) for windows in (splits.calibration, splits.test))
     method = config.method if len(gates) == 1 else config.comparing
-    best = soonest(gates, method, calibration, test)
+    best = soonest(evaluate_gate(gate, method, calibration, test) for gate in gates)
     return best if method == config.method else evaluate_gate(best.gate, config.method, calibration, test)
-
-
-def soonest(
-    gates: Sequence[Gate], method: Method, calibration: Sequence[ScoredWindow], test: Sequence[ScoredWindow]
-) -> GateResult:
-    """The calibrated gate that triggers soonest on calibration forget text, the first of equals; of one scorer all."""
-    results = [evaluate_gate(gate, method, calibration, test) for gate in gates]
-    return min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
