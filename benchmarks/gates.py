@@ -44,7 +44,7 @@ from saeguard.longrun import Scored, alarms, read_scored
 from saeguard.progress import progress
 from saeguard.sae.slim import SlimEncoder, slim
 from saeguard.sample import FORGET, ReadWindow, labelled_means, read_windows
-from saeguard.selection import select
+from saeguard.selection import SelectionRule, select
 from saeguard.shards import Pass, Shard, estimated_tokens, run_pass
 from saeguard.statistics import FeatureStatistics
 from saeguard.windows import Windower
@@ -91,17 +91,31 @@ def read_streams(
     return found
 
 
-def read_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEncoder, Splits]:
-    """The encoder of the features selected for a topic, and all windows, those of the topic as forget text."""
+def selected(shards: Mapping[str, Sequence[Shard]], topic: str, rule: SelectionRule) -> list[int]:
+    """The features that a rule selects for a topic."""
     statistics = {
         name: reduce(FeatureStatistics.merge, (shard.statistics() for shard in its)) for name, its in shards.items()
     }
     forget = statistics.pop(topic)
-    encoder = slim(embedded_sae(), [each.id for each in select(forget, statistics, FitConfig().selection)])
+    return [each.id for each in select(forget, statistics, rule)]
+
+
+def windows_of(shards: Mapping[str, Sequence[Shard]], topic: str, encoder: SlimEncoder) -> list[ReadWindow]:
+    """All windows, those of the topic as forget text."""
     read = read_windows([shard for its in shards.values() for shard in its], encoder)
-    windows = [replace(window, corpus=FORGET) if window.corpus == topic else window for window in read]
-    outliers = find_contamination([window for window in windows if window.split != "test"]).outliers
-    return encoder, Splits.of(windows, outliers)
+    return [replace(window, corpus=FORGET) if window.corpus == topic else window for window in read]
+
+
+def outliers_of(windows: Sequence[ReadWindow]) -> frozenset[tuple[str, int]]:
+    """The documents that `fit` would quarantine."""
+    return find_contamination([window for window in windows if window.split != "test"]).outliers
+
+
+def read_topic(shards: Mapping[str, Sequence[Shard]], topic: str) -> tuple[SlimEncoder, Splits]:
+    """The encoder of the features selected for a topic, and all windows, those of the topic as forget text."""
+    encoder = slim(embedded_sae(), selected(shards, topic, FitConfig().selection))
+    windows = windows_of(shards, topic, encoder)
+    return encoder, Splits.of(windows, outliers_of(windows))
 
 
 def probe_of_means(windows: Sequence[ReadWindow]) -> Probe:
@@ -132,8 +146,7 @@ def judge(
                 caught[piece.filler].append(_catches(result, stream, _scored(result, encoder, piece), piece.filler))
     return {
         "caught": result.caught, "auroc": result.auroc, "near": _worst(near), "far": _worst(far),
-        "questions": {filler: Rate(sum(found), len(found)) for filler, found in caught.items()},
-        "false_alarms": false,
+        "questions": caught, "false_alarms": false,
     }  # fmt: skip
 
 
@@ -162,9 +175,20 @@ def line(row: Mapping[str, Any]) -> str:
         row["topic"], row["alpha"], row["gate"], f"{row['caught'].value:.3f}", f"{row['auroc']:.3f}",
         *("-" if its is None else f"{its[1].value:.3f} ({its[0]})" for its in (row["near"], row["far"])),
         f"{1000 * found / tokens:.2f}", f"{1000 * worst[1][0] / worst[1][1]:.2f} ({worst[0]})",
-        *(f"{rate.value:.2f}" for rate in row["questions"].values()),
+        *(f"{sum(found) / len(found):.2f}" for found in row["questions"].values()),
     ]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def read_everything(data: Path, work: Path) -> tuple[dict[str, Path], dict[str, list[Shard]], dict[str, list[Piece]]]:
+    """The books, and the shards and the stream of every corpus; from `work` where they are there."""
+    model, tokenizer = embedded_model()
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[: LAYER + 1], LAYER + 1
+    books, everything = files(data)
+    texts = {name: passages(path) for name, path in everything.items()}
+    work.mkdir(parents=True, exist_ok=True)
+    shards = read_windows_of(model, tokenizer, texts, work)
+    return books, shards, read_streams(model, tokenizer, texts, books, work)
 
 
 def main() -> None:
@@ -176,13 +200,7 @@ def main() -> None:
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
     parser.add_argument("--per-1000", type=float)
     args = parser.parse_args()
-    model, tokenizer = embedded_model()
-    model.model.layers, model.config.num_hidden_layers = model.model.layers[: LAYER + 1], LAYER + 1
-    books, everything = files(args.data)
-    texts = {name: passages(path) for name, path in everything.items()}
-    args.work.mkdir(parents=True, exist_ok=True)
-    shards = read_windows_of(model, tokenizer, texts, args.work)
-    streams = read_streams(model, tokenizer, texts, books, args.work)
+    books, shards, streams = read_everything(args.data, args.work)
     heads = ["topic", "alpha", "gate", "caught", "AUROC", "worst near", "worst far", "alarms/1000", "worst alarms/1000"]
     print(f"| {' | '.join([*heads, *(f'question after {filler}' for filler in FILLERS)])} |")
     for topic in args.topics or books:

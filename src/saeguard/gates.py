@@ -7,7 +7,7 @@ rare each feature is in ordinary text, each with a drift that ordinary text sets
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,10 +138,14 @@ def _gate(scorer: Scorer, accumulator: Accumulator, config: FitConfig) -> Gate:
     return Gate(scorer, accumulator, config.moment, counts, config.latch)
 
 
+def soonest(results: Iterable[GateResult]) -> GateResult:
+    """The gate that triggers soonest on calibration forget text, the first of equals."""
+    return min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
+
+
 def _best(gates: Sequence[Gate], splits: Splits, config: FitConfig) -> GateResult:
-    """The calibrated gate that triggers soonest on calibration forget text, the first of equals; of one scorer all."""
+    """The soonest of these gates, each calibrated; of one scorer all."""
     calibration, test = (scored(gates[0], windows) for windows in (splits.calibration, splits.test))
     method = config.method if len(gates) == 1 else config.comparing
-    results = [evaluate_gate(gate, method, calibration, test) for gate in gates]
-    best = min(results, key=lambda result: 1.0 if result.delay is None else result.delay)
+    best = soonest(evaluate_gate(gate, method, calibration, test) for gate in gates)
     return best if method == config.method else evaluate_gate(best.gate, config.method, calibration, test)

@@ -1,0 +1,172 @@
+"""Do features chosen by an L1 penalty detect better than those that selection takes?
+
+    python benchmarks/chosen_features.py DATA_FOLDER [--work DIR] [--topics astronomy ...] [--alphas 0.01 0.05]
+
+DATA_FOLDER and DIR as in `gates.py`, whose topics, passages, streams and questions these are. For n = 40 and 20, the
+gates density and evidence are fitted and calibrated as in `fit` on
+
+    ratio           what selection takes: of the features with a high importance ratio those of highest forget score
+    L1              the n features that an L1 penalty leaves (chosen_l1.py), for the topic and against it
+    L1, for it      the n that speak for the topic, where the penalty leaves n of them
+
+The quarantined documents choose nothing by L1. Each is compared with `ratio` of the same n, gate and alpha text by
+text: how many it alone catches (+) and how many the other alone (-).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from chosen_l1 import Activity, chosen
+from gates import judge, line, outliers_of, read_everything, selected, windows_of
+from gates_streams import FILLERS, Piece
+
+from saeguard.calibration import Rate
+from saeguard.config import PRESETS
+from saeguard.detectors import fit_evidence
+from saeguard.embedded import embedded_sae
+from saeguard.gate import Density, Scorer
+from saeguard.gates import Splits, calibrated
+from saeguard.sae.slim import slim
+from saeguard.sample import FORGET, ReadWindow, labelled_activity
+from saeguard.selection import SelectionRule
+from saeguard.shards import Shard
+
+SIZES = (40, 20)
+RATIO = "ratio"
+Case = tuple[int, str, str, float]
+"""n, which features, gate and alpha."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `judge` found, which of the topic's test passages are caught, and how many features would be clamped."""
+
+    found: Mapping[str, Any]
+    passages: Sequence[bool]
+    clamped: int
+
+    def texts(self, which: str) -> Sequence[bool]:
+        """Which passages, or questions after so much filler, are caught."""
+        caught: Sequence[bool] = self.passages if which == "passages" else self.found["questions"][int(which)]
+        return caught
+
+    @property
+    def worst(self) -> float:
+        """The rate of the corpus that triggers most."""
+        return max(pair[1].value for pair in (self.found["near"], self.found["far"]) if pair)
+
+    @property
+    def alarms(self) -> list[float]:
+        """False alarms in 1,000 tokens of each corpus."""
+        return [1000 * count / tokens for count, tokens in self.found["false_alarms"].values()]
+
+
+PAIRED = ("passages", str(FILLERS[0]), str(FILLERS[-1]))
+
+
+def against(rows: Sequence[Row], others: Sequence[Row], which: str) -> str:
+    """Texts that only these catch, and only the others; in bold where the interval of the former share leaves out a
+    half."""
+    pairs = [
+        pair for a, b in zip(rows, others, strict=True) for pair in zip(a.texts(which), b.texts(which), strict=True)
+    ]
+    more, less = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    low, high = Rate(more, more + less).interval
+    text = f"+{more} -{less}"
+    return text if low <= 0.5 <= high else f"**{text}**"
+
+
+def feature_sets(
+    shards: Mapping[str, Sequence[Shard]], activity: Activity, topic: str
+) -> Iterator[tuple[int, str, list[int]]]:
+    """The ids of every set by n and name."""
+    for n in SIZES:
+        ratio = selected(shards, topic, SelectionRule(n=n))
+        both, positive = (chosen(activity, topic, n, positive=only) for only in (False, True))
+        shared, spoken = len(set(ratio) & set(positive)), sum(weight > 0 for weight in both.values())
+        print(f"{topic}, n = {n}: {shared} of ratio are among L1, for it; of L1 {spoken} are for it", flush=True)
+        yield from ((n, RATIO, ratio), (n, "L1", [*both]), (n, "L1, for it", [*positive]))
+
+
+def judged(
+    shards: Mapping[str, Sequence[Shard]], streams: Mapping[str, Sequence[Piece]], activity: Activity, topic: str,
+    alphas: Sequence[float],
+) -> Iterator[tuple[Case, Row]]:  # fmt: skip
+    """Every case of a topic."""
+    sae = embedded_sae()
+    outliers = outliers_of(windows_of(shards, topic, slim(sae, [0])))
+    kept = activity.without({(topic if name == FORGET else name, document) for name, document in outliers})
+    sets = list(feature_sets(shards, kept, topic))
+    union = sorted({j for *_, ids in sets for j in ids})
+    windows = windows_of(shards, topic, slim(sae, union))
+    for n, name, ids in sets:
+        splits = Splits.of(_of(windows, [union.index(j) for j in ids]), outliers)
+        scorers: dict[str, Scorer] = {"density": Density(), "evidence": fit_evidence(labelled_activity(splits.fit))}
+        for (gate, scorer), alpha in product(scorers.items(), alphas):
+            result = calibrated(scorer, splits, replace(PRESETS["default"], alpha=alpha))
+            yield (
+                (n, name, gate, alpha),
+                Row(
+                    judge(result, slim(sae, ids), streams, topic),
+                    [value > result.threshold for value in result.forget],
+                    int(result.gate.clamped(n).sum()),
+                ),
+            )
+
+
+def _of(windows: Sequence[ReadWindow], columns: Sequence[int]) -> list[ReadWindow]:
+    return [replace(window, activations=window.activations[:, columns]) for window in windows]
+
+
+def averages(rows: Mapping[Case, Sequence[Row]]) -> str:
+    """Means over the topics of shares and rates, and the sums of what is caught by one alone."""
+    columns = [
+        "n", "features", "gate", "alpha", "clamped", "passages", "AUROC", "worst corpus", "alarms/1000",
+        "worst alarms/1000", *(f"after {filler}" for filler in FILLERS), *(f"paired, {which}" for which in PAIRED),
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for (n, name, gate, alpha), its in rows.items():
+        questions = [mean(hit for row in its for hit in row.texts(str(filler))) for filler in FILLERS]
+        figures = [mean(hit for row in its for hit in row.passages), mean(row.found["auroc"] for row in its)]
+        figures += [mean(row.worst for row in its)]
+        alarms = [mean(mean(row.alarms) for row in its), mean(max(row.alarms) for row in its)]
+        cells = [
+            n, name, gate, alpha, f"{mean(row.clamped for row in its):.0f}", *(f"{value:.3f}" for value in figures),
+            *(f"{value:.2f}" for value in (*alarms, *questions)),
+            *("" if name == RATIO else against(its, rows[n, RATIO, gate, alpha], which) for which in PAIRED),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read, choose, fit, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("gates.work"))
+    parser.add_argument("--topics", nargs="*")
+    parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
+    args = parser.parse_args()
+    books, shards, streams = read_everything(args.data, args.work)
+    activity = Activity.of(embedded_sae(), [shard for its in shards.values() for shard in its])
+    rows: dict[Case, list[Row]] = {}
+    for topic in args.topics or books:
+        own: dict[Case, list[Row]] = {}
+        for case, row in judged(shards, streams, activity, topic, args.alphas):
+            n, name, gate, alpha = case
+            print(line(row.found | {"topic": topic, "alpha": alpha, "gate": f"{gate}, {name} {n}"}), flush=True)
+            own[case] = [row]
+            rows.setdefault(case, []).append(row)
+        print(f"\n{topic}\n\n{averages(own)}\n", flush=True)
+    print(f"all\n\n{averages(rows)}")
+
+
+if __name__ == "__main__":
+    main()
