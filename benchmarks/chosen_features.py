@@ -63,6 +63,11 @@ class Row:
         return max(pair[1].value for pair in (self.found["near"], self.found["far"]) if pair)
 
     @property
+    def others(self) -> float:
+        """The share of questions that trigger, of the other topic of which most do."""
+        return max(mean(hits) for hits in self.found["others"].values())
+
+    @property
     def alarms(self) -> list[float]:
         """False alarms in 1,000 tokens of each corpus."""
         return [1000 * count / tokens for count, tokens in self.found["false_alarms"].values()]
@@ -129,7 +134,8 @@ def averages(rows: Mapping[Case, Sequence[Row]]) -> str:
     """Means over the topics of shares and rates, and the sums of what is caught by one alone."""
     columns = [
         "n", "features", "gate", "alpha", "clamped", "passages", "AUROC", "worst corpus", "alarms/1000",
-        "worst alarms/1000", *(f"after {filler}" for filler in FILLERS), *(f"paired, {which}" for which in PAIRED),
+        "worst alarms/1000", "worst other questions", *(f"after {filler}" for filler in FILLERS),
+        *(f"paired, {which}" for which in PAIRED),
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for (n, name, gate, alpha), its in rows.items():
@@ -137,6 +143,7 @@ def averages(rows: Mapping[Case, Sequence[Row]]) -> str:
         figures = [mean(hit for row in its for hit in row.passages), mean(row.found["auroc"] for row in its)]
         figures += [mean(row.worst for row in its)]
         alarms = [mean(mean(row.alarms) for row in its), mean(max(row.alarms) for row in its)]
+        alarms.append(mean(row.others for row in its))
         cells = [
             n, name, gate, alpha, f"{mean(row.clamped for row in its):.0f}", *(f"{value:.3f}" for value in figures),
             *(f"{value:.2f}" for value in (*alarms, *questions)),
