@@ -1,6 +1,7 @@
 """Do features chosen by an L1 penalty detect better than those that selection takes?
 
     python benchmarks/chosen_features.py DATA_FOLDER [--work DIR] [--topics astronomy ...] [--alphas 0.01 0.05]
+        [--unscaled]
 
 DATA_FOLDER and DIR as in `gates.py`, whose topics, passages, streams and questions these are. For n = 40 and 20, the
 gates density and evidence are fitted and calibrated as in `fit` on
@@ -89,12 +90,12 @@ def against(rows: Sequence[Row], others: Sequence[Row], which: str) -> str:
 
 
 def feature_sets(
-    shards: Mapping[str, Sequence[Shard]], activity: Activity, topic: str
+    shards: Mapping[str, Sequence[Shard]], activity: Activity, topic: str, *, scaled: bool
 ) -> Iterator[tuple[int, str, list[int]]]:
     """The ids of every set by n and name."""
     for n in SIZES:
         ratio = selected(shards, topic, SelectionRule(n=n))
-        both, positive = (chosen(activity, topic, n, positive=only) for only in (False, True))
+        both, positive = (chosen(activity, topic, n, positive=only, scaled=scaled) for only in (False, True))
         shared, spoken = len(set(ratio) & set(positive)), sum(weight > 0 for weight in both.values())
         print(f"{topic}, n = {n}: {shared} of ratio are among L1, for it; of L1 {spoken} are for it", flush=True)
         yield from ((n, RATIO, ratio), (n, "L1", [*both]), (n, "L1, for it", [*positive]))
@@ -102,13 +103,13 @@ def feature_sets(
 
 def judged(
     shards: Mapping[str, Sequence[Shard]], streams: Mapping[str, Sequence[Piece]], activity: Activity, topic: str,
-    alphas: Sequence[float],
+    alphas: Sequence[float], *, scaled: bool,
 ) -> Iterator[tuple[Case, Row]]:  # fmt: skip
     """Every case of a topic."""
     sae = embedded_sae()
     outliers = outliers_of(windows_of(shards, topic, slim(sae, [0])))
     kept = activity.without({(topic if name == FORGET else name, document) for name, document in outliers})
-    sets = list(feature_sets(shards, kept, topic))
+    sets = list(feature_sets(shards, kept, topic, scaled=scaled))
     union = sorted({j for *_, ids in sets for j in ids})
     windows = windows_of(shards, topic, slim(sae, union))
     for n, name, ids in sets:
@@ -160,13 +161,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("gates.work"))
     parser.add_argument("--topics", nargs="*")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
+    parser.add_argument("--unscaled", action="store_true", help="penalise the weights of shares as they are")
     args = parser.parse_args()
     books, shards, streams = read_everything(args.data, args.work)
     activity = Activity.of(embedded_sae(), [shard for its in shards.values() for shard in its])
     rows: dict[Case, list[Row]] = {}
     for topic in args.topics or books:
         own: dict[Case, list[Row]] = {}
-        for case, row in judged(shards, streams, activity, topic, args.alphas):
+        for case, row in judged(shards, streams, activity, topic, args.alphas, scaled=not args.unscaled):
             n, name, gate, alpha = case
             print(line(row.found | {"topic": topic, "alpha": alpha, "gate": f"{gate}, {name} {n}"}), flush=True)
             own[case] = [row]
