@@ -1,6 +1,6 @@
 """Do features chosen by an L1 penalty forget as well when clamped? The procedure of quickstart.
 
-    python benchmarks/chosen_clamp.py [--work DIR] [--limit N]
+    python benchmarks/chosen_clamp.py [--work DIR] [--limit N] [--unscaled]
 
 What selection takes, and what the penalty leaves (chosen_l1.py, `chosen_features.py`), each given to a fit of its own
 on the starter set, with the gate of quickstart, which looks at no feature and triggers alike for all, and with
@@ -40,7 +40,7 @@ RATIO = "ratio"
 GATES: tuple[GateChoice, ...] = ("probe", "evidence")
 
 
-def guardrails(model: Any, tokenizer: Any, work: Path) -> dict[str, Guardrail]:
+def guardrails(model: Any, tokenizer: Any, work: Path, *, scaled: bool) -> dict[str, Guardrail]:
     """One for each gate and set of features, by name."""
     starter, its = starter_set(), Read(model, tokenizer, embedded_sae(), LAYER)
     found = {}
@@ -52,7 +52,7 @@ def guardrails(model: Any, tokenizer: Any, work: Path) -> dict[str, Guardrail]:
         for n in SIZES:
             sets: dict[str, GivenFeatures | None] = {f"{RATIO}, {n}": None}
             for name, positive in (("L1", False), ("L1, for it", True)):
-                weights = chosen(activity, FORGET, n, positive=positive)
+                weights = chosen(activity, FORGET, n, positive=positive, scaled=scaled)
                 spoken = sum(weight > 0 for weight in weights.values())
                 print(f"{name}, {n}: {spoken} for the topic: {','.join(map(str, weights))}", flush=True)
                 sets[f"{name}, {n}"] = GivenFeatures(tuple(weights))
@@ -120,9 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("chosen.work"))
     parser.add_argument("--limit", type=int, help="at most this many questions and texts of each domain")
+    parser.add_argument("--unscaled", action="store_true", help="as in chosen_features.py")
     args = parser.parse_args()
     model, tokenizer = embedded_model(device="cpu")
-    every = guardrails(model, tokenizer, args.work)
+    every = guardrails(model, tokenizer, args.work, scaled=not args.unscaled)
     print_passages(every)
     loader = Loader(lambda: (model, tokenizer))
     subjects = [Subject(UNGUARDED, loader), *(Subject.guarded(name, loader, its) for name, its in every.items())]
