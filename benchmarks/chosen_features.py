@@ -1,6 +1,7 @@
 """Do features chosen by an L1 penalty detect better than those that selection takes?
 
     python benchmarks/chosen_features.py DATA_FOLDER [--work DIR] [--topics astronomy ...] [--alphas 0.01 0.05]
+        [--unscaled]
 
 DATA_FOLDER and DIR as in `gates.py`, whose topics, passages, streams and questions these are. For n = 40 and 20, the
 gates density and evidence are fitted and calibrated as in `fit` on
@@ -63,6 +64,11 @@ class Row:
         return max(pair[1].value for pair in (self.found["near"], self.found["far"]) if pair)
 
     @property
+    def others(self) -> float:
+        """The share of questions that trigger, of the other topic of which most do."""
+        return max(mean(hits) for hits in self.found["others"].values())
+
+    @property
     def alarms(self) -> list[float]:
         """False alarms in 1,000 tokens of each corpus."""
         return [1000 * count / tokens for count, tokens in self.found["false_alarms"].values()]
@@ -84,12 +90,12 @@ def against(rows: Sequence[Row], others: Sequence[Row], which: str) -> str:
 
 
 def feature_sets(
-    shards: Mapping[str, Sequence[Shard]], activity: Activity, topic: str
+    shards: Mapping[str, Sequence[Shard]], activity: Activity, topic: str, *, scaled: bool
 ) -> Iterator[tuple[int, str, list[int]]]:
     """The ids of every set by n and name."""
     for n in SIZES:
         ratio = selected(shards, topic, SelectionRule(n=n))
-        both, positive = (chosen(activity, topic, n, positive=only) for only in (False, True))
+        both, positive = (chosen(activity, topic, n, positive=only, scaled=scaled) for only in (False, True))
         shared, spoken = len(set(ratio) & set(positive)), sum(weight > 0 for weight in both.values())
         print(f"{topic}, n = {n}: {shared} of ratio are among L1, for it; of L1 {spoken} are for it", flush=True)
         yield from ((n, RATIO, ratio), (n, "L1", [*both]), (n, "L1, for it", [*positive]))
@@ -97,13 +103,13 @@ def feature_sets(
 
 def judged(
     shards: Mapping[str, Sequence[Shard]], streams: Mapping[str, Sequence[Piece]], activity: Activity, topic: str,
-    alphas: Sequence[float],
+    alphas: Sequence[float], *, scaled: bool,
 ) -> Iterator[tuple[Case, Row]]:  # fmt: skip
     """Every case of a topic."""
     sae = embedded_sae()
     outliers = outliers_of(windows_of(shards, topic, slim(sae, [0])))
     kept = activity.without({(topic if name == FORGET else name, document) for name, document in outliers})
-    sets = list(feature_sets(shards, kept, topic))
+    sets = list(feature_sets(shards, kept, topic, scaled=scaled))
     union = sorted({j for *_, ids in sets for j in ids})
     windows = windows_of(shards, topic, slim(sae, union))
     for n, name, ids in sets:
@@ -129,7 +135,8 @@ def averages(rows: Mapping[Case, Sequence[Row]]) -> str:
     """Means over the topics of shares and rates, and the sums of what is caught by one alone."""
     columns = [
         "n", "features", "gate", "alpha", "clamped", "passages", "AUROC", "worst corpus", "alarms/1000",
-        "worst alarms/1000", *(f"after {filler}" for filler in FILLERS), *(f"paired, {which}" for which in PAIRED),
+        "worst alarms/1000", "worst other questions", *(f"after {filler}" for filler in FILLERS),
+        *(f"paired, {which}" for which in PAIRED),
     ]  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for (n, name, gate, alpha), its in rows.items():
@@ -137,6 +144,7 @@ def averages(rows: Mapping[Case, Sequence[Row]]) -> str:
         figures = [mean(hit for row in its for hit in row.passages), mean(row.found["auroc"] for row in its)]
         figures += [mean(row.worst for row in its)]
         alarms = [mean(mean(row.alarms) for row in its), mean(max(row.alarms) for row in its)]
+        alarms.append(mean(row.others for row in its))
         cells = [
             n, name, gate, alpha, f"{mean(row.clamped for row in its):.0f}", *(f"{value:.3f}" for value in figures),
             *(f"{value:.2f}" for value in (*alarms, *questions)),
@@ -153,13 +161,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("gates.work"))
     parser.add_argument("--topics", nargs="*")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
+    parser.add_argument("--unscaled", action="store_true", help="penalise the weights of shares as they are")
     args = parser.parse_args()
     books, shards, streams = read_everything(args.data, args.work)
     activity = Activity.of(embedded_sae(), [shard for its in shards.values() for shard in its])
     rows: dict[Case, list[Row]] = {}
     for topic in args.topics or books:
         own: dict[Case, list[Row]] = {}
-        for case, row in judged(shards, streams, activity, topic, args.alphas):
+        for case, row in judged(shards, streams, activity, topic, args.alphas, scaled=not args.unscaled):
             n, name, gate, alpha = case
             print(line(row.found | {"topic": topic, "alpha": alpha, "gate": f"{gate}, {name} {n}"}), flush=True)
             own[case] = [row]

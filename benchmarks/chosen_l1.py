@@ -1,8 +1,8 @@
 """Features chosen by an L1 penalty: for `chosen_features.py` and `chosen_clamp.py`.
 
 Logistic regression of the topic's against all other windows of the fit split, both sides weighing the same, on the
-share of a window's valid tokens at which each feature is active, in units of its spread. The penalty is the strongest
-that leaves the wanted number of weights, found by bisection.
+share of a window's valid tokens at which each feature is active, in units of its spread or as it is. The penalty is the
+strongest that leaves the wanted number of weights, found by bisection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from sklearn.linear_model import LogisticRegression
@@ -57,12 +56,12 @@ class Activity:
         return np.array([corpus == name for corpus, _ in self.documents])
 
 
-def chosen(activity: Activity, topic: str, n: int, *, positive: bool) -> dict[int, float]:
+def chosen(activity: Activity, topic: str, n: int, *, positive: bool, scaled: bool = True) -> dict[int, float]:
     """The weight of each of the n features of largest weight where n are left, by falling weight; `positive`: where n
     positive ones are left, and of those only."""
     forget = activity.topic(topic)
     fires = np.flatnonzero(activity.shares[forget].sum(axis=0) > 0)
-    x = StandardScaler(with_mean=False).fit_transform(activity.shares[:, fires])
+    x = StandardScaler(with_mean=False, with_std=scaled).fit_transform(activity.shares[:, fires])
     low, high, best = np.log(STRONGEST), np.log(WEAKEST), np.zeros(len(fires))
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -131,10 +131,11 @@ def probe_of_means(windows: Sequence[ReadWindow]) -> Probe:
 def judge(
     result: GateResult, encoder: SlimEncoder, streams: Mapping[str, Sequence[Piece]], topic: str
 ) -> dict[str, Any]:
-    """What one gate does on windows, streams and questions."""
+    """What one gate does on windows, streams and questions, the bare ones of other topics among them."""
     near = {name: rate for name, rate in result.false_positives.items() if name in NEAR.get(topic, ())}
     far = {name: rate for name, rate in result.false_positives.items() if name not in near}
     caught: dict[int, list[bool]] = {filler: [] for filler in FILLERS}
+    others: dict[str, list[bool]] = {}
     false = {}
     for name, pieces in streams.items():
         if name == topic:
@@ -142,11 +143,12 @@ def judge(
         stream = _scored(result, encoder, next(piece for piece in pieces if not piece.topic))
         false[name] = alarms(result.gate.accumulator, stream, result.threshold), int(stream.counted.sum())
         for piece in pieces:
-            if piece.topic == topic:
-                caught[piece.filler].append(_catches(result, stream, _scored(result, encoder, piece), piece.filler))
+            if piece.topic == topic or (piece.topic and not piece.filler):
+                hit = _catches(result, stream, _scored(result, encoder, piece), piece.filler)
+                (caught[piece.filler] if piece.topic == topic else others.setdefault(piece.topic, [])).append(hit)
     return {
         "caught": result.caught, "auroc": result.auroc, "near": _worst(near), "far": _worst(far),
-        "questions": caught, "false_alarms": false,
+        "questions": caught, "others": others, "false_alarms": false,
     }  # fmt: skip
 
 
