@@ -160,8 +160,16 @@ def test_a_failure_is_the_settings_own_by_its_type(kind, cause, kept):
     assert is_its_own(error) == kept
 
 
-def test_a_method_of_which_nothing_can_be_fitted_ends_it(comparison):
+def test_a_method_of_which_nothing_can_be_fitted_is_told_of_beside_the_others(comparison, tmp_path):
     hopeless = replace(BASELINES["conditional"], grid={"n": (100, 200)})
+    both = replace(comparison, methods=[hopeless, comparison.methods[1]], measure=None)
+    result = both.run(Settings(), 0.01)
+    assert [one["name"] for one in result["subjects"]] == ["unguarded", "prompt-refuse"]
+    assert [row["setting"] for row in result["comparison"]["unfitted"]["conditional"]] == [{"n": 100}, {"n": 200}]
+    quality, _, tried = comparison_tables(result)
+    assert "could be fitted: conditional." in quality["note"]
+    assert [row[1] for row in tried["rows"] if row[0] == "conditional"] == ["n 100", "n 200"]
+    assert "SelectionError" in render_page(result)
     with pytest.raises(EvaluationError, match="no configuration of conditional could be fitted"):
         replace(comparison, methods=[hopeless]).run(Settings(), 0.01)
 

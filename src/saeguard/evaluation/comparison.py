@@ -36,12 +36,22 @@ Measure = Callable[[Baseline, Any], Cost]
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A method after its settings were tried: the choice among those that could be fitted, and why others could not."""
+class Unfitted:
+    """A method of which no setting could be fitted, and why of each."""
 
     baseline: Baseline
-    choice: Choice
     failed: Sequence[tuple[Setting, str]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The settings that failed, for the result."""
+        return [{"setting": setting, "why": why} for setting, why in self.failed]
+
+
+@dataclass(frozen=True)
+class Tuned(Unfitted):
+    """A method after its settings were tried: the choice among those that could be fitted, and why others could not."""
+
+    choice: Choice
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,11 @@ class Comparison:
         trials = Trials(unguarded, self.tuning, settings, self.work / "answers", tolerance)
         total = sum(len(drawn(one, self.budget)) for one in self.methods)
         with progress("tuning", 2 * total, unit="settings") as advance:
-            tuned = [self._tune(one, trials, advance) for one in self.methods]
+            tried = [self._tune(one, trials, advance) for one in self.methods]
+        tuned = [one for one in tried if isinstance(one, Tuned)]
+        if not tuned:
+            why = tried[0].failed[0][1]
+            raise EvaluationError(f"no configuration of {tried[0].baseline.name} could be fitted: {why}")
         subjects, runs = [unguarded], []
         test = replace(settings, split="test")
         found: dict[str, Any] = {}
@@ -81,7 +95,8 @@ class Comparison:
                 subject.loader.release()
             subjects.append(subject)
         result = make_result(subjects, _together(runs), test, {})
-        result["comparison"] = {"budget": self.budget, "methods": found}
+        unfitted = {one.baseline.name: one.rows() for one in tried if not isinstance(one, Tuned)}
+        result["comparison"] = {"budget": self.budget, "methods": found, "unfitted": unfitted}
         if survival:
             control = survival.figures(unguarded, self.loader.identity)
             result["comparison"]["relearning"] = {**survival.relearning.about, "control": control}
@@ -92,7 +107,7 @@ class Comparison:
     def _fitted(self) -> Fitted:
         return Fitted(self.loader, self.trial, self.work)
 
-    def _tune(self, baseline: Baseline, trials: Trials, advance: Callable[[int], None]) -> Tuned:
+    def _tune(self, baseline: Baseline, trials: Trials, advance: Callable[[int], None]) -> Tuned | Unfitted:
         fitted: list[Setting] = []
         failed: list[tuple[Setting, str]] = []
         for setting in drawn(baseline, self.budget):
@@ -103,8 +118,8 @@ class Comparison:
                 failed.append((setting, why))
             advance(1 if why is None else 2)
         if not fitted:
-            raise EvaluationError(f"no configuration of {baseline.name} could be fitted: {failed[0][1]}")
-        return Tuned(baseline, trials.choose(fitted, lambda s: self._fitted.subject(baseline, s), advance), failed)
+            return Unfitted(baseline, failed)
+        return Tuned(baseline, failed, trials.choose(fitted, lambda s: self._fitted.subject(baseline, s), advance))
 
     def _costs(self, tuned: Tuned, subject: Subject, unguarded: Subject) -> dict[str, Any]:
         """What there is to ship of the chosen setting, and what fitting and running it takes: measured once, kept."""
@@ -158,6 +173,6 @@ def _described(tuned: Tuned) -> dict[str, Any]:
         "summary": tuned.baseline.summary,
         "trains_weights": tuned.baseline.trains_weights,
         "configurations": len(tuned.choice.points) + len(tuned.failed),
-        "failed": [{"setting": setting, "why": why} for setting, why in tuned.failed],
+        "failed": tuned.rows(),
         **tuned.choice.as_dict(),
     }

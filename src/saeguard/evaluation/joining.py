@@ -39,7 +39,8 @@ def joined(results: Sequence[Result]) -> dict[str, Any]:
     whole["records"] = sorted(records, key=lambda record: order[record["task"]])
     if "comparison" in first:
         methods = {name: its for one in results for name, its in one["comparison"]["methods"].items()}
-        whole["comparison"] = {**first["comparison"], "methods": methods}
+        unfitted = {name: its for one in results for name, its in one["comparison"].get("unfitted", {}).items()}
+        whole["comparison"] = {**first["comparison"], "methods": methods, "unfitted": unfitted}
     return whole
 
 
@@ -68,7 +69,7 @@ def _reference(result: Result) -> Any:
 
 def _protocol(result: Result) -> Any:
     """A comparison's own settings."""
-    return {name: its for name, its in result.get("comparison", {}).items() if name != "methods"}
+    return {name: its for name, its in result.get("comparison", {}).items() if name not in ("methods", "unfitted")}
 
 
 def _check_names(names: Iterable[str]) -> None:

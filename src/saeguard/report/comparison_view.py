@@ -63,6 +63,9 @@ def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         label = f"topic after {_epochs(relearning)} of relearning: right"
         figures.insert(1, (label, _relearned({names[0]: relearning["control"]}, methods)))  # beside what it was
         note = f"{NOTE} {_lesson(relearning)}"
+    unfitted = result["comparison"].get("unfitted", {})
+    if unfitted:
+        note = f"{note} Not here, as none of its configurations could be fitted: {visible(', '.join(unfitted))}."
     short, quality = (
         [[visible(name), *(shown(figure, name) for _, figure in figures)] for name in names]
         for shown in (_value, _with_interval)
@@ -73,7 +76,8 @@ def comparison_tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         _costs(methods),
         {"title": "What was tried", "note": "Accuracy on dev items; off the topic is near and far together.",
          "head": ["method", "configuration", "on the topic", "off the topic", ""],
-         "rows": [row for name, method in methods.items() for row in _tried(name, method)]},
+         "rows": [row for name, method in methods.items() for row in _tried(name, method)]
+         + [row for name, its in unfitted.items() for row in _tried(name, {"points": [], "failed": its})]},
     ]  # fmt: skip
 
 
