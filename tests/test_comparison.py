@@ -160,7 +160,7 @@ def test_a_failure_is_the_settings_own_by_its_type(kind, cause, kept):
     assert is_its_own(error) == kept
 
 
-def test_a_method_of_which_nothing_can_be_fitted_is_told_of_beside_the_others(comparison, tmp_path):
+def test_a_method_of_which_nothing_can_be_fitted_is_told_of_beside_the_others(comparison):
     hopeless = replace(BASELINES["conditional"], grid={"n": (100, 200)})
     both = replace(comparison, methods=[hopeless, comparison.methods[1]], measure=None)
     result = both.run(Settings(), 0.01)
