@@ -16,19 +16,16 @@ text: how many it alone catches (+) and how many the other alone (-).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from chosen_l1 import Activity, chosen
-from gates import judge, line, outliers_of, read_everything, selected, windows_of
+from gates import judge, line, outliers_of, parser_of, read_everything, selected, windows_of
+from gates_paired import PAIRED, Row, against, alarms, caught, table
 from gates_streams import FILLERS, Piece
 
-from saeguard.calibration import Rate
 from saeguard.config import PRESETS
 from saeguard.detectors import fit_evidence
 from saeguard.embedded import embedded_sae
@@ -46,47 +43,15 @@ Case = tuple[int, str, str, float]
 
 
 @dataclass(frozen=True)
-class Row:
-    """What `judge` found, which of the topic's test passages are caught, and how many features would be clamped."""
+class Chosen(Row):
+    """With the number of features that would be clamped."""
 
-    found: Mapping[str, Any]
-    passages: Sequence[bool]
     clamped: int
-
-    def texts(self, which: str) -> Sequence[bool]:
-        """Which passages, or questions after so much filler, are caught."""
-        caught: Sequence[bool] = self.passages if which == "passages" else self.found["questions"][int(which)]
-        return caught
-
-    @property
-    def worst(self) -> float:
-        """The rate of the corpus that triggers most."""
-        return max(pair[1].value for pair in (self.found["near"], self.found["far"]) if pair)
 
     @property
     def others(self) -> float:
         """The share of questions that trigger, of the other topic of which most do."""
         return max(mean(hits) for hits in self.found["others"].values())
-
-    @property
-    def alarms(self) -> list[float]:
-        """False alarms in 1,000 tokens of each corpus."""
-        return [1000 * count / tokens for count, tokens in self.found["false_alarms"].values()]
-
-
-PAIRED = ("passages", str(FILLERS[0]), str(FILLERS[-1]))
-
-
-def against(rows: Sequence[Row], others: Sequence[Row], which: str) -> str:
-    """Texts that only these catch, and only the others; in bold where the interval of the former share leaves out a
-    half."""
-    pairs = [
-        pair for a, b in zip(rows, others, strict=True) for pair in zip(a.texts(which), b.texts(which), strict=True)
-    ]
-    more, less = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    low, high = Rate(more, more + less).interval
-    text = f"+{more} -{less}"
-    return text if low <= 0.5 <= high else f"**{text}**"
 
 
 def feature_sets(
@@ -104,7 +69,7 @@ def feature_sets(
 def judged(
     shards: Mapping[str, Sequence[Shard]], streams: Mapping[str, Sequence[Piece]], activity: Activity, topic: str,
     alphas: Sequence[float], *, scaled: bool,
-) -> Iterator[tuple[Case, Row]]:  # fmt: skip
+) -> Iterator[tuple[Case, Chosen]]:  # fmt: skip
     """Every case of a topic."""
     sae = embedded_sae()
     outliers = outliers_of(windows_of(shards, topic, slim(sae, [0])))
@@ -119,7 +84,7 @@ def judged(
             result = calibrated(scorer, splits, replace(PRESETS["default"], alpha=alpha))
             yield (
                 (n, name, gate, alpha),
-                Row(
+                Chosen(
                     judge(result, slim(sae, ids), streams, topic),
                     [value > result.threshold for value in result.forget],
                     int(result.gate.clamped(n).sum()),
@@ -131,43 +96,36 @@ def _of(windows: Sequence[ReadWindow], columns: Sequence[int]) -> list[ReadWindo
     return [replace(window, activations=window.activations[:, columns]) for window in windows]
 
 
-def averages(rows: Mapping[Case, Sequence[Row]]) -> str:
+def averages(rows: Mapping[Case, Sequence[Chosen]]) -> str:
     """Means over the topics of shares and rates, and the sums of what is caught by one alone."""
     columns = [
         "n", "features", "gate", "alpha", "clamped", "passages", "AUROC", "worst corpus", "alarms/1000",
         "worst alarms/1000", "worst other questions", *(f"after {filler}" for filler in FILLERS),
         *(f"paired, {which}" for which in PAIRED),
     ]  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines = []
     for (n, name, gate, alpha), its in rows.items():
-        questions = [mean(hit for row in its for hit in row.texts(str(filler))) for filler in FILLERS]
-        figures = [mean(hit for row in its for hit in row.passages), mean(row.found["auroc"] for row in its)]
-        figures += [mean(row.worst for row in its)]
-        alarms = [mean(mean(row.alarms) for row in its), mean(max(row.alarms) for row in its)]
-        alarms.append(mean(row.others for row in its))
-        cells = [
-            n, name, gate, alpha, f"{mean(row.clamped for row in its):.0f}", *(f"{value:.3f}" for value in figures),
-            *(f"{value:.2f}" for value in (*alarms, *questions)),
+        shares = [caught(its, "passages"), mean(row.found["auroc"] for row in its), mean(row.worst for row in its)]
+        rates = [*alarms([row.found for row in its]), mean(row.others for row in its)]
+        rates += [caught(its, str(filler)) for filler in FILLERS]
+        lines.append([
+            n, name, gate, alpha, f"{mean(row.clamped for row in its):.0f}", *(f"{value:.3f}" for value in shares),
+            *(f"{value:.2f}" for value in rates),
             *("" if name == RATIO else against(its, rows[n, RATIO, gate, alpha], which) for which in PAIRED),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return table(columns, lines)
 
 
 def main() -> None:
     """Read, choose, fit, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("gates.work"))
-    parser.add_argument("--topics", nargs="*")
-    parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
+    parser = parser_of(__doc__)
     parser.add_argument("--unscaled", action="store_true", help="penalise the weights of shares as they are")
     args = parser.parse_args()
     books, shards, streams = read_everything(args.data, args.work)
     activity = Activity.of(embedded_sae(), [shard for its in shards.values() for shard in its])
-    rows: dict[Case, list[Row]] = {}
+    rows: dict[Case, list[Chosen]] = {}
     for topic in args.topics or books:
-        own: dict[Case, list[Row]] = {}
+        own: dict[Case, list[Chosen]] = {}
         for case, row in judged(shards, streams, activity, topic, args.alphas, scaled=not args.unscaled):
             n, name, gate, alpha = case
             print(line(row.found | {"topic": topic, "alpha": alpha, "gate": f"{gate}, {name} {n}"}), flush=True)

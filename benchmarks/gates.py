@@ -193,13 +193,19 @@ def read_everything(data: Path, work: Path) -> tuple[dict[str, Path], dict[str, 
     return books, shards, read_streams(model, tokenizer, texts, books, work)
 
 
-def main() -> None:
-    """Read, fit, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options of all that compares gates on these topics."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("gates.work"))
     parser.add_argument("--topics", nargs="*")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
+    return parser
+
+
+def main() -> None:
+    """Read, fit, print."""
+    parser = parser_of(__doc__)
     parser.add_argument("--per-1000", type=float)
     args = parser.parse_args()
     books, shards, streams = read_everything(args.data, args.work)

@@ -20,18 +20,16 @@ equal* are those where the threshold is moved to catch as many test passages as 
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from chosen_features import against
-from gates import judge, line, read_everything, read_topic
+from gates import judge, line, parser_of, read_everything, read_topic
+from gates_paired import PAIRED, Row, against, alarms, caught, table
 from gates_streams import FILLERS, Piece
 from torch import Tensor
 from torch.nn.functional import pad
@@ -46,7 +44,6 @@ from saeguard.sample import FORGET, ScoredWindow, mean_score, scored, trajectori
 
 LENGTHS = (8, 16, 32, 64)
 FIRST = "CUSUM"
-PAIRED = ("passages", str(FILLERS[0]), str(FILLERS[-1]))
 Case = tuple[str, float, str]
 """Token scores, alpha and statistic."""
 
@@ -81,26 +78,13 @@ class Windowed:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What `judge` found at the promise, and at the threshold that catches as many passages as the CUSUM; after how
-    many counted tokens each test passage triggers, None where it does not, and the mean share read before."""
+class Timed(Row):
+    """With what `judge` found at the threshold that catches as many passages as the CUSUM; after how many counted
+    tokens each test passage triggers, None where it does not, and the mean share read before."""
 
-    found: Mapping[str, Any]
     equal: Mapping[str, Any]
     first: Sequence[int | None]
     delay: float
-
-    def texts(self, which: str) -> Sequence[bool]:
-        """Which passages, or questions after so much filler, are caught."""
-        if which == "passages":
-            return [tokens is not None for tokens in self.first]
-        caught: Sequence[bool] = self.found["questions"][int(which)]
-        return caught
-
-    @property
-    def worst(self) -> float:
-        """The rate of the corpus that triggers most."""
-        return max(pair[1].value for pair in (self.found["near"], self.found["far"]) if pair)
 
 
 @dataclass(frozen=True)
@@ -163,15 +147,16 @@ class Bench:
 
 def rows_of(
     bench: Bench, method: Method, encoder: SlimEncoder, streams: Mapping[str, Sequence[Piece]], topic: str
-) -> Iterator[tuple[str, Row]]:
+) -> Iterator[tuple[str, Timed]]:
     """The row of every statistic."""
     results = bench.results(method)
     for name, result in results.items():
         before = bench.triggers(result)
         yield (
             name,
-            Row(
+            Timed(
                 judge(result, encoder, streams, topic),
+                [quiet < tokens for quiet, tokens in before],
                 judge(catching(result, results[FIRST].caught.hits), encoder, streams, topic),
                 [quiet + 1 if quiet < tokens else None for quiet, tokens in before],
                 mean(quiet / tokens for quiet, tokens in before),
@@ -186,35 +171,27 @@ def catching(result: GateResult, hits: int) -> GateResult:
     return replace(result, calibration=replace(result.calibration, threshold=threshold))
 
 
-def averages(rows: Mapping[Case, Sequence[Row]]) -> str:
+def averages(rows: Mapping[Case, Sequence[Timed]]) -> str:
     """Means over the topics of shares and rates, and the sums of what is caught by one alone."""
     columns = [
         "scores", "alpha", "statistic", "passages", "AUROC", "worst corpus", "alarms/1000", "worst alarms/1000",
         *(f"after {filler}" for filler in FILLERS), "read before", "tokens later", "alarms, equal", "worst, equal",
         *(f"paired, {which}" for which in PAIRED),
     ]  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines = []
     for (scores, alpha, name), its in rows.items():
         first = rows[scores, alpha, FIRST]
-        caught = [mean(hit for row in its for hit in row.texts(which)) for which in ("passages", *map(str, FILLERS))]
         figures = [
-            caught[0], mean(row.found["auroc"] for row in its), mean(row.worst for row in its),
-            *alarms([row.found for row in its]), *caught[1:], mean(row.delay for row in its), later(its, first),
-            *alarms([row.equal for row in its]),
+            caught(its, "passages"), mean(row.found["auroc"] for row in its), mean(row.worst for row in its),
+            *alarms([row.found for row in its]), *(caught(its, str(filler)) for filler in FILLERS),
+            mean(row.delay for row in its), later(its, first), *alarms([row.equal for row in its]),
         ]  # fmt: skip
         paired = ["" if name == FIRST else against(its, first, which) for which in PAIRED]
-        cells = [scores, alpha, name, *(f"{figure:.3f}" for figure in figures), *paired]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        lines.append([scores, alpha, name, *(f"{figure:.3f}" for figure in figures), *paired])
+    return table(columns, lines)
 
 
-def alarms(found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """False alarms in 1,000 tokens: mean over the corpora, and in the worst, as means over topics."""
-    rates = [[1000 * count / tokens for count, tokens in its["false_alarms"].values()] for its in found]
-    return mean(map(mean, rates)), mean(map(max, rates))
-
-
-def later(rows: Sequence[Row], others: Sequence[Row]) -> float:
+def later(rows: Sequence[Timed], others: Sequence[Timed]) -> float:
     """By how many counted tokens these trigger later than the others, in the mean of passages that both catch."""
     pairs = [pair for a, b in zip(rows, others, strict=True) for pair in zip(a.first, b.first, strict=True)]
     return mean([a - b for a, b in pairs if a is not None and b is not None] or [0])
@@ -235,17 +212,13 @@ def cost(accumulator: Any, tokens: int = 256) -> tuple[int, float, float]:
 
 def main() -> None:
     """Read, fit, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("gates.work"))
-    parser.add_argument("--topics", nargs="*")
-    parser.add_argument("--alphas", type=float, nargs="*", default=[0.01, 0.05])
+    parser = parser_of(__doc__)
     parser.add_argument("--per-1000", type=float)
     args = parser.parse_args()
     books, shards, streams = read_everything(args.data, args.work)
-    rows: dict[Case, list[Row]] = {}
+    rows: dict[Case, list[Timed]] = {}
     for topic in args.topics or books:
-        own: dict[Case, list[Row]] = {}
+        own: dict[Case, list[Timed]] = {}
         encoder, splits = read_topic(shards, topic)
         config = PRESETS["default"]
         for scores, gate in fit_gates(splits, config, forget=True).items():

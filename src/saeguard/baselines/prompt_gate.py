@@ -29,6 +29,7 @@ from saeguard.baselines.prompts import Classifier, Sentences, Tfidf
 from saeguard.choices import PromptAction
 from saeguard.errors import ArtifactDamagedError, AttachError
 from saeguard.folders import Kind, canonical, read_folder, write_folder
+from saeguard.guardrail import Guardrail
 from saeguard.hooks import around, at, inputs_of
 from saeguard.model import embedding_port, entrances
 from saeguard.online.passes import READ_AGAIN
@@ -160,6 +161,11 @@ class PromptGuard:
     def _verdict(self, score: float) -> Verdict:
         triggered = score > self._gate.threshold
         return Verdict(self._gate.name, score, self._gate.threshold, triggered, 0 if triggered else None, ())
+
+
+def load(source: str | Path) -> Guardrail | PromptGate:
+    """What a folder (or, of guardrails, a hub id) holds. Raises an `ArtifactError`."""
+    return (PromptGate if KIND.is_at(source) else Guardrail).from_pretrained(source)
 
 
 @cache

@@ -37,15 +37,13 @@ def add_subjects(parser: argparse.ArgumentParser) -> None:
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
     """The unguarded model, then the guarded ones, then other checkpoints."""
+    from functools import partial
     from pathlib import Path
 
-    from saeguard.cli.loading import load
+    from saeguard.cli.loading import model_of
     from saeguard.evaluation.subject import Loader, Subject, checkpoint
 
-    def base() -> tuple[Any, Any]:
-        loaded = load(args)
-        return loaded.model, loaded.tokenizer
-
+    base = partial(model_of, args)
     loader = Loader(base)
     subjects = [Subject("unguarded", loader)]
     for one in args.guardrail:

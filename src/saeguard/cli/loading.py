@@ -51,3 +51,9 @@ def load(args: argparse.Namespace) -> Loaded:
     if args.model is None:
         return Loaded(*embedded_model(device=args.device, dtype=args.dtype), embedded=True)
     return Loaded(*load_model(args.model, device=args.device, dtype=args.dtype), embedded=False)
+
+
+def model_of(args: argparse.Namespace) -> tuple[Any, Any]:
+    """That model and its tokenizer alone."""
+    loaded = load(args)
+    return loaded.model, loaded.tokenizer

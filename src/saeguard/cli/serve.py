@@ -74,15 +74,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and its tokenizer, or the checkpoint in their place."""
-    from saeguard.cli.loading import load
+    from functools import partial
+
+    from saeguard.cli.loading import model_of
     from saeguard.evaluation.subject import checkpoint
 
-    def base() -> tuple[Any, Any]:
-        loaded = load(args)
-        return loaded.model, loaded.tokenizer
-
     if args.checkpoint is None:
-        return base()
+        return model_of(args)
+    base = partial(model_of, args)
     return checkpoint(args.checkpoint, base, device=args.device, dtype=args.dtype, name=args.checkpoint).loaded
 
 

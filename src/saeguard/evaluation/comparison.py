@@ -36,20 +36,20 @@ Measure = Callable[[Baseline, Any], Cost]
 
 
 @dataclass(frozen=True)
-class Unfitted:
-    """A method of which no setting could be fitted, and why of each."""
+class Tried:
+    """A method after its settings were tried: those that could not be fitted, and why."""
 
     baseline: Baseline
     failed: Sequence[tuple[Setting, str]]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The settings that failed, for the result."""
+    def failures(self) -> list[dict[str, Any]]:
+        """For the result."""
         return [{"setting": setting, "why": why} for setting, why in self.failed]
 
 
 @dataclass(frozen=True)
-class Tuned(Unfitted):
-    """A method after its settings were tried: the choice among those that could be fitted, and why others could not."""
+class Tuned(Tried):
+    """With the choice among those that could."""
 
     choice: Choice
 
@@ -95,7 +95,7 @@ class Comparison:
                 subject.loader.release()
             subjects.append(subject)
         result = make_result(subjects, _together(runs), test, {})
-        unfitted = {one.baseline.name: one.rows() for one in tried if not isinstance(one, Tuned)}
+        unfitted = {one.baseline.name: one.failures() for one in tried if not isinstance(one, Tuned)}
         result["comparison"] = {"budget": self.budget, "methods": found, "unfitted": unfitted}
         if survival:
             control = survival.figures(unguarded, self.loader.identity)
@@ -107,7 +107,7 @@ class Comparison:
     def _fitted(self) -> Fitted:
         return Fitted(self.loader, self.trial, self.work)
 
-    def _tune(self, baseline: Baseline, trials: Trials, advance: Callable[[int], None]) -> Tuned | Unfitted:
+    def _tune(self, baseline: Baseline, trials: Trials, advance: Callable[[int], None]) -> Tried:
         fitted: list[Setting] = []
         failed: list[tuple[Setting, str]] = []
         for setting in drawn(baseline, self.budget):
@@ -118,7 +118,7 @@ class Comparison:
                 failed.append((setting, why))
             advance(1 if why is None else 2)
         if not fitted:
-            return Unfitted(baseline, failed)
+            return Tried(baseline, failed)
         return Tuned(baseline, failed, trials.choose(fitted, lambda s: self._fitted.subject(baseline, s), advance))
 
     def _costs(self, tuned: Tuned, subject: Subject, unguarded: Subject) -> dict[str, Any]:
@@ -173,6 +173,6 @@ def _described(tuned: Tuned) -> dict[str, Any]:
         "summary": tuned.baseline.summary,
         "trains_weights": tuned.baseline.trains_weights,
         "configurations": len(tuned.choice.points) + len(tuned.failed),
-        "failed": tuned.rows(),
+        "failed": tuned.failures(),
         **tuned.choice.as_dict(),
     }

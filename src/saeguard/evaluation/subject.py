@@ -99,10 +99,10 @@ class Subject:
 
         `normalise` is of guardrails.
         """
-        if not prompt_gate.KIND.is_at(source):
-            return cls.guarded(name, loader, Guardrail.from_pretrained(source), normalise=normalise)
-        gate = prompt_gate.PromptGate.from_pretrained(source)
-        return cls(name, loader, gate.attach, gate.identity, whole_prompts=True)
+        found = prompt_gate.load(source)
+        if isinstance(found, Guardrail):
+            return cls.guarded(name, loader, found, normalise=normalise)
+        return cls(name, loader, found.attach, found.identity, whole_prompts=True)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def load_guardrails(sources: Sequence[str], actions: Sequence[str]) -> dict[str,
             raise UsageError(f"--guardrail {source}: the id {name} is taken. Choose another with ID=DIR")
         named[name] = folder
     chosen = _actions(actions, named)
-    loaded = {name: _load(folder) for name, folder in named.items()}
+    loaded = {name: prompt_gate.load(folder) for name, folder in named.items()}
     return {name: _acting(name, its, chosen.get(name)) for name, its in loaded.items()}
 
 
@@ -61,10 +61,6 @@ def _loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _load(folder: str) -> Served:
-    return (PromptGate if prompt_gate.KIND.is_at(folder) else Guardrail).from_pretrained(folder)
 
 
 def _actions(pairs: Sequence[str], ids: Mapping[str, str]) -> dict[str, str]:
